@@ -1,0 +1,221 @@
+"""The shard directory: what stages exchange.
+
+A shard directory holds WebDataset tars, one parquet beside each tar and a `manifest.json` that is written
+last and atomically. A directory without a manifest is incomplete: a stage resumes it, nobody reads it.
+All writes are deterministic: the same samples give the same bytes.
+"""
+
+import hashlib
+import io
+import json
+import os
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmpipe.errors import UserError
+
+MANIFEST = "manifest.json"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+Item = TypeVar("Item")
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `path` so that a reader sees the old file, the new one, or none: never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` atomically with sorted keys, so that equal values are equal bytes. NaN is refused."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes_atomic(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a json file.
+
+    Raises:
+        UserError: the file is missing or is not json.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"found no file {path}; expected json written by an earlier stage; run that stage") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not json ({error}); delete it and rerun the stage that writes it") from None
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex sha256 of a local file or fsspec URL."""
+    digest = hashlib.sha256()
+    with fsspec.open(str(path), "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a parquet file atomically."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> str:
+    """Write a tar of (name, bytes) atomically and without times or owners; return its sha256."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        digest = sha256_file(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return digest
+
+
+# --- the manifest ------------------------------------------------------------------------------------------
+
+def write_manifest(directory: Path, kind: str, shards: Sequence[dict], **facts: Any) -> None:
+    """Declare `directory` complete: `shards` lists `{name, rows, files: {file name: sha256}}`."""
+    shards = list(shards)
+    rows = sum(shard["rows"] for shard in shards)
+    write_json(Path(directory) / MANIFEST, {"kind": kind, "version": 1, "rows": rows, "shards": shards, **facts})
+
+
+def read_manifest(directory: Path, kind: str | None = None) -> dict:
+    """Read a directory's manifest.
+
+    Raises:
+        UserError: there is none (the directory is incomplete), or it is of another kind.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.exists():
+        raise UserError(
+            f"{directory} has no {MANIFEST}: it is missing or incomplete; expected a finished directory; "
+            f"rerun the stage that writes it (`dvc repro`)"
+        )
+    manifest = read_json(path)
+    if kind is not None and manifest.get("kind") != kind:
+        raise UserError(f"{path}: found kind '{manifest.get('kind')}'; expected '{kind}'; check the path")
+    return manifest
+
+
+def read_rows(directory: Path, columns: Sequence[str] | None = None, shards: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a shard directory in order, or of the named shards, as one table."""
+    manifest = read_manifest(directory)
+    names = [shard["name"] for shard in manifest["shards"] if shards is None or shard["name"] in shards]
+    tables = [read_shard_rows(directory, name, columns) for name in names]
+    if not tables:
+        raise UserError(f"{directory} holds no shards; expected at least one; rerun the stage that writes it")
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def read_shard_rows(directory: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one shard.
+
+    Raises:
+        UserError: the parquet file can't be read.
+    """
+    path = Path(directory) / f"{name}.parquet"
+    try:
+        return pq.read_table(path, columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise corrupt(path, str(error).splitlines()[0]) from None
+
+
+def iter_images(directory: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (uid, encoded image) of one shard, after checking its tar against the manifest.
+
+    Raises:
+        UserError: the tar is missing, or its bytes are not the ones the manifest lists.
+    """
+    for member, data in iter_members(directory, name):
+        uid, suffix = os.path.splitext(member)
+        if suffix in IMAGE_SUFFIXES:
+            yield uid, data
+
+
+def iter_members(directory: Path, name: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (member name, bytes) of one shard's tar; checks as in `iter_images`."""
+    shard = next((s for s in read_manifest(directory)["shards"] if s["name"] == name), None)
+    if shard is None:
+        raise UserError(f"{directory} lists no shard '{name}' in its manifest; rerun the stage that writes it")
+    # A pool whose `store` is an object storage keeps only the tar's address here.
+    path = shard.get("tar") or str(Path(directory) / f"{name}.tar")
+    expected = shard["files"][f"{name}.tar"]
+    try:
+        found = sha256_file(path)
+    except FileNotFoundError:
+        raise corrupt(path, "the file is missing") from None
+    if found != expected:
+        raise corrupt(path, f"its sha256 is {found[:12]}…, the manifest lists {expected[:12]}…")
+    with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            if member.isfile():
+                yield member.name, tar.extractfile(member).read()
+
+
+def corrupt(path: Path | str, why: str) -> UserError:
+    """The one message for a damaged shard."""
+    return UserError(
+        f"corrupt shard {path}: {why}; expected the bytes that its stage wrote; "
+        f"delete the file and rerun that stage, or `dvc checkout --force` to restore it"
+    )
+
+
+def remove_stale(directory: Path, keep: Iterable[str]) -> list[str]:
+    """Delete every file of `directory` that is not in `keep`; for stages whose out persists between runs."""
+    keep = set(keep)
+    stale = [path for path in sorted(Path(directory).iterdir()) if path.is_file() and path.name not in keep]
+    for path in stale:
+        path.unlink()
+    return [path.name for path in stale]
+
+
+# --- progress ----------------------------------------------------------------------------------------------
+
+def progress(items: Iterable[Item], total: int | None, label: str, every_s: float = 5.0) -> Iterator[Item]:
+    """Pass `items` through and say how far they are: a bar on a terminal, a line every few seconds elsewhere.
+
+    The lines read `label: 120/3000 (4%) 60.1/s`, which the flow turns into a live artifact.
+    """
+    if sys.stderr.isatty():
+        from rich.progress import track
+
+        yield from track(items, description=label, total=total, transient=True)
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= every_s or done == total:
+            share = f"/{total} ({100 * done // total}%)" if total else ""
+            print(f"{label}: {done}{share} {done / max(now - start, 1e-9):.1f}/s", file=sys.stderr, flush=True)
+            last = now
