@@ -36,7 +36,7 @@ def parse(cls: type[Config], mapping: Mapping[str, Any] | None, where: str) -> C
     for key in mapping:
         if key not in fields:
             hint = nearest(key, fields)
-            raise UserError(f"{where}: unknown key '{key}'{hint} Known keys: {', '.join(fields)}")
+            raise UserError(f"{where}: unknown key '{key}'{hint}; expected one of: {', '.join(fields)}")
     hints = typing.get_type_hints(cls)
     values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in mapping.items()}
     missing = [name for name, field in fields.items() if name not in values and _required(field)]

@@ -1,0 +1,63 @@
+# make run [PROFILE=scenes] [SET="select.clip.min=0.2 ..."]   the whole pipeline, set-up included
+# make test                                                   every test, set-up included
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROFILE ?= scenes
+SET ?=
+
+# What phones home or asks for a newer self is off for everything that make starts.
+export DVC_NO_ANALYTICS = 1
+export GX_ANALYTICS_ENABLED = false
+export RAY_USAGE_STATS_ENABLED = 0
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+export DO_NOT_TRACK = 1
+export NO_ALBUMENTATIONS_UPDATE = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: help setup run test check bench bench-curation ui serve report lock clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+setup: $(BIN)/.installed  ## virtual environment with the locked packages
+
+$(BIN)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"found Python {sys.version.split()[0]}; expected 3.11 or newer; set PYTHON=/path/to/python3.11"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked packages into $(VENV) (2-6 minutes, 2.6 GB; once)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+run: setup       ## the whole pipeline on PROFILE (scenes by default): download to promoted model
+	$(BIN)/python -m vlmpipe run --profile $(PROFILE) $(foreach s,$(SET),--set $(s))
+
+test: setup      ## every test
+	$(BIN)/python -m pytest
+
+check: setup     ## lint and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -m "not slow"
+
+bench-curation: setup  ## the same training on the curated and on the raw pool, at equal steps
+	$(BIN)/python benchmarks/curation.py
+
+bench: bench-curation  ## every benchmark
+
+ui: setup        ## Prefect server and UI on loopback
+	$(BIN)/python -m vlmpipe ui
+
+serve: setup     ## register the scheduled deployments and wait for them
+	$(BIN)/python -m vlmpipe serve
+
+lock: setup      ## resolve requirements.in anew
+	$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install -q -r requirements.in
+	( grep '^#' requirements.lock; .venv-lock/bin/python -m pip freeze | sed 's/+cpu$$//' | \
+	  grep -v -i -E '^(dataclasses|nvidia-.*|triton|setuptools|pip)==' ) > requirements.lock.new
+	mv requirements.lock.new requirements.lock && rm -rf .venv-lock
+
+clean:           ## forget this workspace's data (the DVC cache and the remote stay)
+	rm -rf data
