@@ -1,0 +1,225 @@
+"""python -m vlmpipe STAGE ... and the verbs that people type; stages are called by dvc.yaml."""
+
+import argparse
+import errno
+import os
+import sys
+from pathlib import Path
+
+# Nothing phones home, whichever stage imports what.
+os.environ.update(
+    {
+        "DO_NOT_TRACK": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+)
+
+from vlmpipe import compose
+from vlmpipe.errors import GateFailed, UserError
+from vlmpipe.process import die_with_parent
+from vlmpipe.stages import STAGES, run_stage, validate
+
+USER, GATE, BUG = 2, 1, 3
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 done, 1 a gate said no, 2 unusable input, 3 a fault of ours (with traceback)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.call(options) or 0
+    except GateFailed as failure:
+        return _end(f"gate failed: {failure}", GATE)
+    except UserError as error:
+        return _end(f"error: {error}", USER)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = error.filename or os.getcwd()
+        return _end(f"error: the disk is full (writing {where}); expected free space; free some and rerun", USER)
+    except KeyboardInterrupt:
+        return _end("stopped; rerun to go on from here", 130)
+
+
+def _end(line: str, code: int) -> int:
+    if os.environ.get("VLMPIPE_DEBUG"):
+        raise  # noqa: PLE0704  re-raises what main is handling
+    print(line, file=sys.stderr, flush=True)
+    return code
+
+
+# --- the parser --------------------------------------------------------------------------------------------
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "vlmpipe",
+        description="Image-text pairs to a curated dataset and a gated vision-language model.",
+        epilog="Stages (called by dvc.yaml; `vlmpipe STAGE --help`): " + ", ".join(STAGES),
+    )
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (call, describe, help_text) in COMMANDS.items():
+        command = verbs.add_parser(name, help=help_text, description=help_text)
+        describe(command)
+        command.set_defaults(call=call)
+    for name, stage in STAGES.items():
+        # No help argument: stages stay out of the list that people read.
+        command = verbs.add_parser(name, description=f"Stage {name}: {stage.run}")
+        if stage.named:
+            command.add_argument("name")
+        for path in stage.paths:
+            several = {"nargs": "+"} if path in stage.several else {}
+            command.add_argument(f"--{path}", type=Path, required=path not in stage.optional, **several)
+        command.add_argument("--params", type=Path, default=Path(compose.PARAMS), help="default: params.yaml")
+        command.set_defaults(call=_run_stage, stage=name)
+    return parser
+
+
+def _run_stage(options: argparse.Namespace) -> None:
+    die_with_parent()
+    stage = STAGES[options.stage]
+    paths = {path: _local(getattr(options, path)) for path in stage.paths}
+    params = compose.read_params(options.params)
+    run_stage(options.stage, getattr(options, "name", None), paths, params, str(options.params))
+
+
+def _local(value):
+    """argparse made a Path of everything; an address such as s3://bucket/list.parquet goes on as text."""
+    text = str(value)
+    if isinstance(value, Path) and ":/" in text:
+        return text.replace(":/", "://", 1)
+    return value
+
+
+def _profile_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--profile", default="scenes", help="a file in configs/profile/ (default: scenes)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="swap a group (model=clip) or a value (curation.select.min_side=64); repeatable",
+    )
+
+
+def _workspace_profile(options: argparse.Namespace) -> dict:
+    return compose.read_params()
+
+
+# --- what people type --------------------------------------------------------------------------------------
+
+def _compose(options: argparse.Namespace) -> None:
+    params = compose.compose(options.profile, options.overrides)
+    validate(params, "configs")
+    changed = compose.write_params(params)
+    print(f"params.yaml {'written' if changed else 'already says this'} (profile {options.profile})")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from flows.pipeline import run
+
+    return run(options.flow, options.profile, options.overrides)
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from flows.pipeline import ui
+
+    return ui(options.host, options.port)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from flows.pipeline import serve_schedules
+
+    return serve_schedules(options)
+
+
+def _models(options: argparse.Namespace) -> None:
+    from vlmpipe.publish import models
+
+    models(_workspace_profile(options))
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from vlmpipe.publish import rollback
+
+    rollback(options.version, _workspace_profile(options))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from vlmpipe.doctor import doctor
+
+    return doctor()
+
+
+def _ask(options: argparse.Namespace) -> None:
+    from vlmpipe.models.generate import answer
+
+    model, processor, image = _champion_and_image(options)
+    print(answer(model, processor, [image], [options.question])[0])
+
+
+def _caption(options: argparse.Namespace) -> None:
+    from vlmpipe.models.generate import caption
+
+    model, processor, image = _champion_and_image(options)
+    print(caption(model, processor, [image])[0])
+
+
+def _champion_and_image(options: argparse.Namespace):
+    from vlmpipe.images import open_image
+    from vlmpipe.models import load
+    from vlmpipe.publish import champion_model
+
+    image = open_image(options.image)
+    directory = options.model or champion_model(_workspace_profile(options))
+    return *load(directory), image
+
+
+def _image_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("image", type=Path)
+    command.add_argument("--model", type=Path, help="a model directory (default: the champion)")
+
+
+def _ask_options(command: argparse.ArgumentParser) -> None:
+    _image_options(command)
+    command.add_argument("question")
+
+
+def _run_options(command: argparse.ArgumentParser) -> None:
+    _profile_options(command)
+    command.add_argument("--flow", choices=["pipeline", "curate", "train"], default="pipeline")
+
+
+def _ui_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=4200)
+
+
+def _rollback_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("version", help="as `vlmpipe models` prints it, such as v0.0.1")
+
+
+def _serve_options(command: argparse.ArgumentParser) -> None:
+    _profile_options(command)
+    command.add_argument("--cron", default="0 2 * * *", help="when the pipeline runs (default: nightly at 02:00)")
+
+
+def _no_options(command: argparse.ArgumentParser) -> None:
+    """This verb takes none."""
+
+
+COMMANDS = {
+    "run": (_run, _run_options, "run a flow in Prefect: the whole pipeline, or curate or train alone"),
+    "compose": (_compose, _profile_options, "write params.yaml from configs/"),
+    "ui": (_ui, _ui_options, "start the Prefect server and its UI on loopback"),
+    "serve": (_serve, _serve_options, "register scheduled deployments and run them as they fall due"),
+    "models": (_models, _no_options, "list model versions with metrics, verdicts and data versions"),
+    "rollback": (_rollback, _rollback_options, "move the champion back to an earlier version"),
+    "ask": (_ask, _ask_options, "ask the champion a question about an image"),
+    "caption": (_caption, _image_options, "let the champion describe an image"),
+    "doctor": (_doctor, _no_options, "what is installed, what is missing and what to do"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
