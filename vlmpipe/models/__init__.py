@@ -1,0 +1,7 @@
+"""The model library: configs to models, directories to models and back."""
+
+from vlmpipe.models.directory import build, load, save
+from vlmpipe.models.processor import Processor
+from vlmpipe.models.vlm import Outputs, VisionLanguageModel, VLMConfig
+
+__all__ = ["Outputs", "Processor", "VLMConfig", "VisionLanguageModel", "build", "load", "save"]

@@ -1,0 +1,106 @@
+"""The vision encoder: uint8 pictures in, one token per patch out.
+
+Shapes: B batch, C colours, Y and X pixels, N patch tokens (class token first where there is one), D width.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vlmpipe.errors import UserError
+from vlmpipe.models.layers import Transformer, TransformerConfig, build_norm
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A vision transformer. `patch_size` is the side in pixels of what becomes one token, whatever the stem."""
+
+    transformer: TransformerConfig
+    image_size: int = 224
+    patch_size: int = 16
+    stem: Literal["patch", "conv"] = "patch"
+    stem_width: int = 32  # channels after the first convolution of a conv stem; doubles up to the width
+    stem_bias: bool = True
+    class_token: bool = False
+    pool: Literal["class", "mean"] = "mean"
+    input_norm: bool = False  # CLIP's extra norm before the first block
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"patch_size: found {self.patch_size} for image_size {self.image_size}; expected a divisor of it"
+            )
+        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
+            raise UserError(f"patch_size: found {self.patch_size}; a conv stem expects a power of two")
+        if self.pool == "class" and not self.class_token:
+            raise UserError("pool: found 'class' without a class token; expected class_token: true or pool: mean")
+
+    @property
+    def side(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+
+def patch_stem(config: VisionConfig) -> nn.Module:
+    size = config.patch_size
+    return nn.Conv2d(3, config.transformer.width, size, stride=size, bias=config.stem_bias)
+
+
+def conv_stem(config: VisionConfig) -> nn.Module:
+    """Halve the side until a patch is a pixel: small models learn much faster than from raw patches (arXiv 2106.14881)."""
+    layers, channels = [], 3
+    for step in range(int(math.log2(config.patch_size))):
+        wider = min(config.stem_width * 2**step, config.transformer.width)
+        layers += [nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, wider), nn.GELU()]
+        channels = wider
+    return nn.Sequential(*layers, nn.Conv2d(channels, config.transformer.width, 1, bias=config.stem_bias))
+
+
+STEMS = {"patch": patch_stem, "conv": conv_stem}
+
+
+class VisionEncoder(nn.Module):
+    """Stem, positions, blocks, norm."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.config = config
+        width = config.transformer.width
+        self.stem = STEMS[config.stem](config)
+        self.class_embedding = nn.Parameter(torch.randn(width) * 0.02) if config.class_token else None
+        tokens = config.side**2 + int(config.class_token)
+        self.position_embedding = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        self.input_norm = build_norm(config.transformer) if config.input_norm else nn.Identity()
+        self.transformer = Transformer(config.transformer)
+        self.norm = build_norm(config.transformer) if config.transformer.norm_place == "pre" else nn.Identity()
+        # Constants of the config, not weights: they stay out of the saved file.
+        self.register_buffer("mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images_BCYX: Tensor, weights: list | None = None) -> Tensor:
+        """[B, N, D] tokens after the last norm. uint8 pictures are normalised here, on their device; floats are taken as normalised."""
+        if images_BCYX.dtype == torch.uint8:
+            images_BCYX = (images_BCYX.to(self.mean.dtype) / 255 - self.mean) / self.std
+        x_BND = self.stem(images_BCYX).flatten(2).transpose(1, 2)
+        if self.class_embedding is not None:
+            x_BND = torch.cat([self.class_embedding.expand(len(x_BND), 1, -1), x_BND], dim=1)
+        x_BND = self.input_norm(x_BND + self.position_embedding)
+        return self.norm(self.transformer(x_BND, weights=weights))
+
+    def patches(self, tokens_BND: Tensor) -> Tensor:
+        """The tokens that stand for a place in the picture."""
+        return tokens_BND[:, 1:] if self.config.class_token else tokens_BND
+
+    def pool(self, tokens_BND: Tensor) -> Tensor:
+        """[B, D] for the whole picture."""
+        return tokens_BND[:, 0] if self.config.pool == "class" else self.patches(tokens_BND).mean(dim=1)
+
+

@@ -1,0 +1,121 @@
+"""Training data: pictures as uint8 in memory, texts as token ids, batches as a pure function of the step.
+
+Shapes: N pictures, B rows of this process, C colours, Y and X pixels, T tokens.
+"""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmpipe.errors import UserError
+from vlmpipe.models.processor import EncodedText, Processor, stack
+
+# Decoded pictures beyond this stay on disk and are mapped.
+MEMORY_LIMIT = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One thing to learn about picture number `image`; an empty question asks for a caption."""
+
+    image: int
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures, and rows: each row is a picture and the texts learned about it in one go."""
+
+    images: np.ndarray  # uint8 [N, C, Y, X]
+    rows: tuple[tuple[int, tuple[EncodedText, ...]], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """`images` uint8 [B, C, Y, X] and the [B, T] tensors of `processor.stack`."""
+        rows = [self.rows[index] for index in indices]
+        images = self.images[[image for image, _ in rows]]
+        return {"images": torch.from_numpy(images), **stack([texts for _, texts in rows])}
+
+
+def decode_images(encoded: Iterable[bytes], count: int, processor: Processor, cache: Path) -> np.ndarray:
+    """Decode `count` pictures once, to uint8 [N, C, Y, X] in memory, or in a file at `cache` where they are many."""
+    shape = (count, 3, processor.image_size, processor.image_size)
+    if int(np.prod(shape)) <= MEMORY_LIMIT:
+        images = np.empty(shape, np.uint8)
+    else:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        images = np.lib.format.open_memmap(cache, mode="w+", dtype=np.uint8, shape=shape)
+    for index, data in enumerate(encoded):
+        with Image.open(io.BytesIO(data)) as image:
+            images[index] = processor.image(image)
+    return images
+
+
+def group(pairs: Sequence[Pair], per_row: int) -> list[list[Pair]]:
+    """Pairs about one picture, at most `per_row` together, in the order given: a picture is encoded once a row."""
+    by_image: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        by_image.setdefault(pair.image, []).append(pair)
+    return [found[at : at + per_row] for found in by_image.values() for at in range(0, len(found), per_row)]
+
+
+def make_dataset(images: np.ndarray, pairs: Sequence[Pair], processor: Processor, decoder: bool, per_row: int = 1) -> Dataset:
+    """Tokenize once. A decoder learns answers, several to a row; a dual encoder embeds question and answer as one text."""
+    if not pairs:
+        raise UserError("found no text to train on; expected at least one caption or question; check the data directory")
+    if decoder:
+        encode = lambda pair: processor.encode_answer(pair.question, pair.answer)  # noqa: E731
+    else:
+        encode = lambda pair: processor.encode(f"{pair.question} {pair.answer}".strip())  # noqa: E731
+    rows = group(pairs, per_row if decoder else 1)
+    return Dataset(images, tuple((row[0].image, tuple(encode(pair) for pair in row)) for row in rows))
+
+
+class Batches:
+    """Endless batches; `at(step)` depends on nothing but its arguments, so a run can go on from any step.
+
+    The stream is one shuffled epoch after another, cut into batches of `batch_size` rows over all processes: every row
+    is seen exactly once an epoch whatever the number of processes, and all batches have the same size. A process takes
+    its own contiguous part of each batch.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1):
+        if batch_size % world or batch_size < world:
+            raise UserError(
+                f"batch_size: found {batch_size} for {world} workers; expected a multiple of the number of workers"
+            )
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.world = rank, world
+        self._orders: dict[int, np.ndarray] = {}
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The permutation of the rows in this epoch."""
+        if epoch not in self._orders:
+            # Two are enough: a batch may straddle one boundary, or it recomputes.
+            self._orders = {key: value for key, value in self._orders.items() if key == epoch - 1}
+            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        return self._orders[epoch]
+
+    def indices(self, step: int) -> list[int]:
+        """Row numbers of this process in batch `step`, counted from 0."""
+        share = self.batch_size // self.world
+        start = step * self.batch_size + self.rank * share
+        places = (divmod(place, len(self.dataset)) for place in range(start, start + share))
+        return [int(self.order(epoch)[place]) for epoch, place in places]
+
+    def at(self, step: int) -> dict[str, Tensor]:
+        return self.dataset.collate(self.indices(step))
+
+    def iterate(self, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        """Batches `start` to `stop` - 1."""
+        for step in range(start, stop):
+            yield self.at(step)

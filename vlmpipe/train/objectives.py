@@ -1,0 +1,119 @@
+"""Losses, beside the model and not in it. Each is called as `objective(model, batch) -> (loss, metrics)`.
+
+Under several processes each gets its own rows of a batch, and the mean of the processes' losses and gradients is the
+loss and gradient of the whole batch in one process, for every parameter, `logit_scale` included.
+
+Shapes: B rows of this process, W processes, G = W * B rows in all, T tokens, M scored positions, E shared width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+class Gather(torch.autograd.Function):
+    """[B, ...] of each process to [G, ...] of all, through which gradients flow back to whoever sent the rows."""
+
+    @staticmethod
+    def forward(context, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather(rows: Tensor) -> Tensor:
+    return Gather.apply(rows) if distributed() else rows
+
+
+def text_ids(batch: Batch) -> Tensor:
+    """[B] int64, equal for rows with equal text: a hash of tokens by place, so that it can be compared across processes."""
+    places = torch.arange(1, batch["tokens"].shape[1] + 1, device=batch["tokens"].device)
+    # Any odd multipliers will do; int64 wraps around.
+    mixed = (batch["tokens"] + 1) * 6364136223846793005 + places * 1442695040888963407
+    mixed = (mixed ^ (mixed >> 29)) * 2862933555777941757 * (batch["segments"] != 0)
+    return mixed.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Softmax contrast of each image with every text and each text with every image (CLIP, arXiv 2103.00020).
+
+    Pairs whose text is the same to the letter are no negatives of one another.
+    """
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Result:
+        outputs = model(
+            images=batch["images"],
+            tokens=batch["tokens"],
+            segments=batch["segments"],
+            positions=batch["positions"],
+        )
+        image_BE, text_BE = outputs.image_embedding, outputs.text_embedding
+        image_GE, text_GE = gather(image_BE), gather(text_BE)
+        ids_B = text_ids(batch)
+        ids_G = gather(ids_B)
+        rank = dist.get_rank() if distributed() else 0
+        target_B = torch.arange(len(ids_B), device=ids_B.device) + rank * len(ids_B)
+        same_BG = ids_B[:, None] == ids_G
+        same_BG[torch.arange(len(ids_B)), target_B] = False
+        losses, hits = [], []
+        for one_BE, all_GE in ((image_BE, text_GE), (text_BE, image_GE)):
+            logits_BG = (outputs.scale * one_BE @ all_GE.T).float().masked_fill(same_BG, -torch.inf)
+            losses.append(F.cross_entropy(logits_BG, target_B))
+            hits.append((logits_BG.argmax(dim=1) == target_B).float().mean())
+        accuracy = torch.stack(hits).mean().detach()
+        return torch.stack(losses).mean(), {"accuracy": accuracy, "scale": outputs.scale.detach()}
+
+
+@dataclass(frozen=True)
+class LanguageModeling:
+    """Next-token cross entropy on answers and captions only; every scored token of the whole batch weighs the same."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Result:
+        labels_BT = batch["labels"]
+        select_BT = labels_BT != -100
+        outputs = model(
+            images=batch["images"],
+            tokens=batch["tokens"],
+            segments=batch["segments"],
+            positions=batch["positions"],
+            select=select_BT,
+        )
+        labels_M = labels_BT[select_BT]
+        total = F.cross_entropy(outputs.logits.float(), labels_M, reduction="sum")
+        share = 1 / mean_count(labels_M)
+        hits = (outputs.logits.argmax(dim=-1) == labels_M).sum()
+        return total * share, {"accuracy": (hits * share).detach()}
+
+
+def mean_count(labels_M: Tensor) -> Tensor:
+    """Scored tokens per process: dividing by it makes the mean over processes a mean over tokens."""
+    count = labels_M.new_tensor(labels_M.numel(), dtype=torch.float32)
+    if distributed():
+        dist.all_reduce(count)
+        count /= dist.get_world_size()
+    return count.clamp(min=1)
+
+
+OBJECTIVES = {"contrastive": Contrastive, "language_modeling": LanguageModeling}
+
+
+def objective_for(model: nn.Module) -> Contrastive | LanguageModeling:
+    """What a model of this shape is trained with: words if it can say them, else the shared space."""
+    return OBJECTIVES["contrastive" if model.language_model is None else "language_modeling"]()

@@ -1,0 +1,75 @@
+"""Where training pairs come from: a packed dataset, a trusted shard directory, questions in VQA format."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from vlmpipe.data.vqa import read_vqa, vqa_images
+from vlmpipe.errors import UserError
+from vlmpipe.shards import iter_images, read_manifest, read_rows
+from vlmpipe.train.batches import Pair
+
+
+@dataclass(frozen=True)
+class Source:
+    """Encoded pictures, and pairs that point at them by number."""
+
+    images: Sequence[bytes]
+    pairs: tuple[Pair, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """Everything a tokenizer should know, in order."""
+        return [text for pair in self.pairs for text in (pair.question, pair.answer) if text]
+
+    def concat(self, other: "Source") -> "Source":
+        shift = len(self.images)
+        moved = tuple(Pair(pair.image + shift, pair.question, pair.answer) for pair in other.pairs)
+        return Source([*self.images, *other.images], self.pairs + moved)
+
+
+def read_packed(directory: Path) -> Source:
+    """One split of a packed dataset: parquet files with `image` {bytes, path} and `caption`, in name order.
+
+    Raises:
+        UserError: no parquet there, or not one row.
+    """
+    files = sorted(Path(directory).glob("*.parquet"))
+    if not files:
+        raise UserError(f"found no parquet files in {directory}; expected a packed split; rerun the pack stage")
+    images, pairs = [], []
+    for file in files:
+        table = pq.read_table(file, columns=["image", "caption"])
+        for image, caption in zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True):
+            pairs.append(Pair(len(images), "", caption))
+            images.append(image["bytes"])
+    if not images:
+        raise UserError(f"found 0 rows in {directory}; expected at least one pair; look at the selection's funnel")
+    return Source(images, tuple(pairs))
+
+
+def read_shards(directory: Path) -> Source:
+    """A shard directory of pictures with captions, such as the scorer's trusted set."""
+    rows = read_rows(directory, ["uid", "caption"])
+    captions = dict(zip(rows["uid"].to_pylist(), rows["caption"].to_pylist(), strict=True))
+    images, pairs = [], []
+    for shard in read_manifest(directory)["shards"]:
+        for uid, data in iter_images(directory, shard["name"]):
+            pairs.append(Pair(len(images), "", captions[uid]))
+            images.append(data)
+    if not images:
+        raise UserError(f"found 0 pictures in {directory}; expected at least one pair; rerun the stage that writes it")
+    return Source(images, tuple(pairs))
+
+
+def read_questions(directory: Path) -> Source:
+    """A VQA directory; of several human answers the most common one is learned, the earlier where they tie."""
+    examples = [example for example in read_vqa(directory) if example.answers]
+    if not examples:
+        raise UserError(f"found no answered question in {directory}; expected training questions; check annotations.json")
+    pictures = vqa_images(directory)
+    number = {image_id: index for index, image_id in enumerate(dict.fromkeys(e.image_id for e in examples))}
+    pairs = (Pair(number[e.image_id], e.question, max(e.answers, key=e.answers.count)) for e in examples)
+    return Source([pictures[image_id] for image_id in number], tuple(pairs))
