@@ -75,7 +75,7 @@ def read_config(directory: Path) -> dict:
     try:
         facts = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: found broken JSON ({error}); expected a saved model; train or copy it again") from None
+        raise UserError(f"{path}: found broken JSON ({error}); expected a saved model; copy it again") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
         raise UserError(f"{path}: found format {found!r}; expected {FORMAT!r}; use a directory that this program wrote")
@@ -85,7 +85,7 @@ def read_config(directory: Path) -> dict:
 def load_weights(model: torch.nn.Module, path: Path) -> None:
     """Every weight from the file, no more and no less."""
     if not path.is_file():
-        raise UserError(f"found no {path.name} in {path.parent}; expected the model's weights; copy the directory again")
+        raise UserError(f"found no {path.name} in {path.parent}; expected the weights; copy the directory again")
     try:
         weights = load_file(path)
     except SafetensorError as error:

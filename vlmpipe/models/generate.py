@@ -63,7 +63,7 @@ def answer(
     questions: Sequence[str],
     limit: int = 16,
 ) -> list[str]:
-    """One answer per (image, question): said by a language model, chosen among `processor.answers` by a dual encoder."""
+    """One answer per (image, question): a language model says it, a dual encoder picks one of `processor.answers`."""
     pixels = processor.images(images)
     if model.language_model is None:
         return rank_answers(model, processor, pixels, questions)
@@ -71,14 +71,16 @@ def answer(
     return [processor.decode(ids) for ids in generate(model, processor, pixels, prompts, limit)]
 
 
-def caption(model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], limit: int = 64) -> list[str]:
+def caption(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], limit: int = 64
+) -> list[str]:
     """One caption per image.
 
     Raises:
         UserError: the model has no language head.
     """
     if model.language_model is None:
-        raise UserError("found a dual encoder; expected a model with a language head to write captions; use model=llava-tiny")
+        raise UserError("found a dual encoder; expected a language head to write captions; use model=llava-tiny")
     prompts = [processor.encode_question("")] * len(images)
     return [processor.decode(ids) for ids in generate(model, processor, processor.images(images), prompts, limit)]
 
@@ -95,7 +97,7 @@ def rank_answers(
 ) -> list[str]:
     """For each image the candidate whose text "question answer" lies nearest. Each distinct text is embedded once."""
     if not processor.answers:
-        raise UserError("found no candidate answers in the model; expected a dual encoder tuned on questions; finetune it")
+        raise UserError("found no candidate answers; expected a dual encoder tuned on questions; finetune the model")
     distinct = list(dict.fromkeys(questions))
     texts = [f"{question} {candidate}" for question in distinct for candidate in processor.answers]
     parts = [embed_texts(model, processor, texts[at : at + 512]) for at in range(0, len(texts), 512)]

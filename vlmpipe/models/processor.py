@@ -13,6 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from vlmpipe.images import to_rgb
 from vlmpipe.models.text import PADDING
 
 PAD, BOS, EOS, ANSWER = "<pad>", "<bos>", "<eos>", "<answer>"
@@ -52,15 +53,6 @@ def train_tokenizer(texts: Iterable[str], config: ProcessorConfig) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as RGB; what is transparent becomes white, as on a page."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        page = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(page, image)
-    return image.convert("RGB")
 
 
 def stack(encoded: Sequence[Sequence[EncodedText]]) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ def patch_stem(config: VisionConfig) -> nn.Module:
 
 
 def conv_stem(config: VisionConfig) -> nn.Module:
-    """Halve the side until a patch is a pixel: small models learn much faster than from raw patches (arXiv 2106.14881)."""
+    """Halve the side until a patch is a pixel; small models learn much faster so (arXiv 2106.14881)."""
     layers, channels = [], 3
     for step in range(int(math.log2(config.patch_size))):
         wider = min(config.stem_width * 2**step, config.transformer.width)
@@ -86,7 +86,7 @@ class VisionEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images_BCYX: Tensor, weights: list | None = None) -> Tensor:
-        """[B, N, D] tokens after the last norm. uint8 pictures are normalised here, on their device; floats are taken as normalised."""
+        """[B, N, D] after the last norm. uint8 is normalised here, on its device; floats are taken as normalised."""
         if images_BCYX.dtype == torch.uint8:
             images_BCYX = (images_BCYX.to(self.mean.dtype) / 255 - self.mean) / self.std
         x_BND = self.stem(images_BCYX).flatten(2).transpose(1, 2)

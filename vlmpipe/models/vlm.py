@@ -4,7 +4,7 @@ Shapes: B batch, C colours, Y and X pixels, N image tokens, P prefix tokens, T t
 D width, E width of the shared space, V vocabulary.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class VLMConfig:
     text: TextConfig
     fusion: FusionConfig
     heads: HeadsConfig
-    processor: ProcessorConfig = ProcessorConfig()
+    processor: ProcessorConfig = field(default_factory=ProcessorConfig)
 
     def __post_init__(self):
         if self.fusion.kind == "none" and self.heads.projection is None:

@@ -3,17 +3,16 @@
 Shapes: N pictures, B rows of this process, C colours, Y and X pixels, T tokens.
 """
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vlmpipe.errors import UserError
+from vlmpipe.images import decode_rgb
 from vlmpipe.models.processor import EncodedText, Processor, stack
 
 # Decoded pictures beyond this stay on disk and are mapped.
@@ -55,8 +54,7 @@ def decode_images(encoded: Iterable[bytes], count: int, processor: Processor, ca
         cache.parent.mkdir(parents=True, exist_ok=True)
         images = np.lib.format.open_memmap(cache, mode="w+", dtype=np.uint8, shape=shape)
     for index, data in enumerate(encoded):
-        with Image.open(io.BytesIO(data)) as image:
-            images[index] = processor.image(image)
+        images[index] = processor.image(decode_rgb(data))
     return images
 
 
@@ -68,16 +66,23 @@ def group(pairs: Sequence[Pair], per_row: int) -> list[list[Pair]]:
     return [found[at : at + per_row] for found in by_image.values() for at in range(0, len(found), per_row)]
 
 
-def make_dataset(images: np.ndarray, pairs: Sequence[Pair], processor: Processor, decoder: bool, per_row: int = 1) -> Dataset:
-    """Tokenize once. A decoder learns answers, several to a row; a dual encoder embeds question and answer as one text."""
+def make_dataset(
+    images: np.ndarray, pairs: Sequence[Pair], processor: Processor, decoder: bool, per_row: int = 1
+) -> Dataset:
+    """Tokenize once. A decoder learns `per_row` answers in a row; a dual encoder embeds "question answer"."""
     if not pairs:
-        raise UserError("found no text to train on; expected at least one caption or question; check the data directory")
-    if decoder:
-        encode = lambda pair: processor.encode_answer(pair.question, pair.answer)  # noqa: E731
-    else:
-        encode = lambda pair: processor.encode(f"{pair.question} {pair.answer}".strip())  # noqa: E731
+        raise UserError("found no text to train on; expected a caption or question; check the data directory")
+    encode = encode_learned if decoder else encode_joined
     rows = group(pairs, per_row if decoder else 1)
-    return Dataset(images, tuple((row[0].image, tuple(encode(pair) for pair in row)) for row in rows))
+    return Dataset(images, tuple((row[0].image, tuple(encode(processor, pair) for pair in row)) for row in rows))
+
+
+def encode_learned(processor: Processor, pair: Pair) -> EncodedText:
+    return processor.encode_answer(pair.question, pair.answer)
+
+
+def encode_joined(processor: Processor, pair: Pair) -> EncodedText:
+    return processor.encode(f"{pair.question} {pair.answer}".strip())
 
 
 class Batches:

@@ -42,7 +42,7 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def text_ids(batch: Batch) -> Tensor:
-    """[B] int64, equal for rows with equal text: a hash of tokens by place, so that it can be compared across processes."""
+    """[B] int64, equal for equal texts: a hash by place, which can be compared across processes."""
     places = torch.arange(1, batch["tokens"].shape[1] + 1, device=batch["tokens"].device)
     # Any odd multipliers will do; int64 wraps around.
     mixed = (batch["tokens"] + 1) * 6364136223846793005 + places * 1442695040888963407

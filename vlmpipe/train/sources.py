@@ -68,7 +68,7 @@ def read_questions(directory: Path) -> Source:
     """A VQA directory; of several human answers the most common one is learned, the earlier where they tie."""
     examples = [example for example in read_vqa(directory) if example.answers]
     if not examples:
-        raise UserError(f"found no answered question in {directory}; expected training questions; check annotations.json")
+        raise UserError(f"found no answered question in {directory}; expected some; check annotations.json")
     pictures = vqa_images(directory)
     number = {image_id: index for index, image_id in enumerate(dict.fromkeys(e.image_id for e in examples))}
     pairs = (Pair(number[e.image_id], e.question, max(e.answers, key=e.answers.count)) for e in examples)
