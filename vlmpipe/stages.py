@@ -8,6 +8,7 @@ from typing import Any
 
 from vlmpipe.config import nearest, parse
 from vlmpipe.errors import UserError
+from vlmpipe.shards import read_json
 
 # Sections of params.yaml that say where things are or run; the others belong to stages.
 PLACES = {"profile", "root", "results", "trusted", "questions", "cluster", "publish"}
@@ -18,7 +19,8 @@ class Stage:
     """A function of paths and configs.
 
     `run` is `module:function`. `configs` maps a keyword of the function to (section, `module:class`); a section
-    may hold `{name}`. `paths` become `--flags`; `inputs` are paths that the command takes only as DVC's reason to run.
+    may hold `{name}`. `paths` become `--flags`, those in `several` take more than one. `verdicts` are paths that the
+    function doesn't take: the stage runs only behind a gate that passed.
     """
 
     run: str
@@ -28,7 +30,7 @@ class Stage:
     cluster: bool = False
     several: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    order_only: tuple[str, ...] = ()
+    verdicts: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -67,7 +69,7 @@ STAGES = {
     ),
     "pack": Stage(
         "vlmpipe.curate.pack:pack", ("pools", "annotations", "selection", "verdict", "out"),
-        {"config": ("curation.pack", "vlmpipe.curate.pack:PackConfig")}, order_only=("verdict",),
+        {"config": ("curation.pack", "vlmpipe.curate.pack:PackConfig")}, verdicts=("verdict",),
     ),
     "pretrain": Stage(
         "vlmpipe.train.stages:pretrain", ("packed", "out", "state"),
@@ -83,7 +85,7 @@ STAGES = {
     ),
     "finetune": Stage(
         "vlmpipe.train.stages:finetune", ("init", "questions", "packed", "verdict", "out", "state"),
-        {"config": ("train.finetune", "vlmpipe.train.loop:TrainConfig")}, cluster=True, order_only=("verdict",),
+        {"config": ("train.finetune", "vlmpipe.train.loop:TrainConfig")}, cluster=True, verdicts=("verdict",),
     ),
     "report": Stage(
         "vlmpipe.report.page:report", ("root", "results", "out"),
@@ -168,14 +170,20 @@ def _refuse_unclaimed(tree: Mapping[str, Any], claimed: Mapping, where: str, pre
 def run_stage(stage_name: str, name: str | None, paths: Mapping[str, Any], params: Mapping[str, Any], where: str) -> None:
     """Run one stage on `paths` (keyword -> Path or list of Paths) with its configs from `params`."""
     stage = STAGES[stage_name]
-    keywords = {key: value for key, value in paths.items() if key not in stage.order_only}
+    keywords = {key: value for key, value in paths.items() if key not in stage.verdicts}
     keywords |= configs(stage, params, name, where)
     if stage.cluster:
         cluster = section(params, "cluster", where)
         keywords["cluster"] = parse(resolve("vlmpipe.dispatch:Cluster"), cluster, f"{where}: cluster")
     if stage.named:
         keywords["name"] = name
-    missing = [path for path in stage.order_only if not Path(paths[path]).exists()]
-    if missing:
-        raise UserError(f"found no {paths[missing[0]]}; expected the verdict of the gate before; run `dvc repro`")
+    for flag in stage.verdicts:
+        _require_pass(Path(paths[flag]))
     resolve(stage.run)(**keywords)
+
+
+def _require_pass(verdict: Path) -> None:
+    """DVC orders a stage behind its gate; this holds also when somebody runs the stage by hand."""
+    found = read_json(verdict)
+    if found.get("passed") is not True:
+        raise UserError(f"{verdict}: found passed={found.get('passed')}; expected a gate that passed; see its rules there")
