@@ -68,6 +68,11 @@ def load(directory: Path, device: str | torch.device = "cpu") -> tuple[VisionLan
     return model.to(device).eval(), processor
 
 
+def is_model(directory: Path) -> bool:
+    """Whether `save` wrote this directory; a Hugging Face directory has a config.json too, of another format."""
+    return (directory / CONFIG).is_file() and f'"{FORMAT}"' in (directory / CONFIG).read_text()
+
+
 def read_config(directory: Path) -> dict:
     path = directory / CONFIG
     if not path.is_file():
