@@ -1,0 +1,85 @@
+"""Small pools made by hand, shared by the curation tests: shard directories as `download` writes them."""
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageDraw
+
+from vlmpipe import shards
+
+PALETTE = ("red", "green", "blue", "orange", "purple", "black")
+COLUMNS = {
+    "uid": pa.string(), "url": pa.string(), "caption": pa.string(), "status": pa.string(), "reason": pa.string(),
+    "detail": pa.string(), "http_status": pa.int32(), "bytes": pa.int64(), "sha256": pa.string(),
+    "original_width": pa.int32(), "original_height": pa.int32(), "width": pa.int32(), "height": pa.int32(),
+    "pool": pa.string(),
+}
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A picture of its own for each seed: a few random shapes."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", size, tuple(int(v) for v in rng.integers(150, 256, 3)))
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y = rng.integers(0, size[0] - 10), rng.integers(0, size[1] - 10)
+        w, h = rng.integers(6, size[0] // 2), rng.integers(6, size[1] // 2)
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape([int(x), int(y), int(x + w), int(y + h)], fill=PALETTE[rng.integers(len(PALETTE))])
+    return image
+
+
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def row(uid: str, data: bytes | None = None, caption: str = "a photo of some shapes", **changes) -> dict:
+    """One row of a pool: downloaded when it has data, else refused as a 404."""
+    values = dict.fromkeys(COLUMNS) | {"uid": uid, "url": f"http://images.test/{uid}.jpg", "caption": caption}
+    if data is None:
+        values |= {"status": "refused", "reason": "http_404", "http_status": 404}
+    else:
+        values |= {"status": "downloaded", "http_status": 200, "bytes": len(data), "data": data}
+        values |= {"sha256": hashlib.sha256(data).hexdigest(), "original_width": 64, "original_height": 64}
+        values |= {"width": 64, "height": 64}
+    return values | changes
+
+
+def write_pool(directory: Path, *shard_rows: list[dict], extra: dict[str, pa.DataType] | None = None) -> Path:
+    """A pool with one shard for each list of rows; `extra` names further columns."""
+    entries = []
+    columns = COLUMNS | (extra or {})
+    for number, rows in enumerate(shard_rows):
+        name = f"{number:05d}"
+        rows = [r | {"pool": directory.name} for r in rows]
+        arrays = {key: pa.array([r.get(key) for r in rows], kind) for key, kind in columns.items()}
+        shards.write_table(directory / f"{name}.parquet", pa.table(arrays))
+        members = [(f"{r['uid']}.jpg", r["data"]) for r in rows if r.get("data") is not None]
+        tar = shards.write_tar(directory / f"{name}.tar", members)
+        files = {f"{name}.parquet": shards.sha256_file(directory / f"{name}.parquet"), f"{name}.tar": tar}
+        entries.append({"name": name, "rows": len(rows), "files": files})
+    shards.write_manifest(directory, "pool", entries)
+    return directory
+
+
+class FakeScorer:
+    """Pictures embed as their mean colour, texts as the colour that they name: (r, g, b), unit norm."""
+
+    def __init__(self):
+        self.pictures = 0
+
+    def encode_images(self, images):
+        self.pictures += len(images)
+        return self._unit([np.asarray(image, np.float32).mean((0, 1)) for image in images])
+
+    def encode_texts(self, texts):
+        return self._unit([[("red" in t) + 0.1, ("green" in t) + 0.1, ("blue" in t) + 0.1] for t in texts])
+
+    def _unit(self, rows):
+        rows = np.array(rows, np.float32) + 1e-3
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,0 +1,208 @@
+"""Annotation: what the columns hold, what a rerun does again, and what a damaged pool says."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from made_pools import FakeScorer, jpeg, picture, row, write_pool
+from PIL import Image
+
+from vlmpipe import shards
+from vlmpipe.config import parse
+from vlmpipe.curate import annotate as module
+from vlmpipe.curate.annotate import AnnotateConfig, annotate
+from vlmpipe.curate.duplicates import look
+from vlmpipe.dispatch import Cluster
+from vlmpipe.errors import UserError
+
+INLINE = Cluster(backend="inline")
+FRENCH = "un cercle rouge et bleu dans un carré vert"
+BROKEN = jpeg(picture(9))[:-300]
+
+
+@pytest.fixture
+def scorer(tmp_path, monkeypatch):
+    """A scorer directory, and the fake that stands for it."""
+    directory = tmp_path / "scorer"
+    directory.mkdir()
+    (directory / "weights").write_text("first")
+    fake = FakeScorer()
+    monkeypatch.setattr("vlmpipe.models.scorer.load_scorer", lambda source, batch_size: fake)
+    module._annotators.cache_clear()
+    yield directory, fake
+    module._annotators.cache_clear()
+
+
+@pytest.fixture
+def pool(tmp_path):
+    red = jpeg(Image.new("RGB", (60, 30), (250, 0, 0)), 95)
+    return write_pool(
+        tmp_path / "pools" / "web",
+        [row("a", red, "a red box"), row("b"), row("c", BROKEN), row("d", jpeg(picture(1)), FRENCH)],
+        [row("e", jpeg(picture(2)), None), row("f", jpeg(picture(3)), "12 34")],
+    )
+
+
+def read(directory):
+    return {r["uid"]: r for r in shards.read_rows(directory).to_pylist()}
+
+
+def run(pool, scorer, out, **config):
+    annotate("web", pool, scorer[0], out, AnnotateConfig(**config), INLINE)
+    return out
+
+
+def test_columns_hold_what_they_say(pool, scorer, tmp_path):
+    rows = read(run(pool, scorer, tmp_path / "out"))
+    assert list(rows) == ["a", "c", "d", "e", "f"]
+    a = rows["a"]
+    assert (a["width"], a["height"], a["aspect"], a["caption_chars"], a["caption_words"]) == (60, 30, 2.0, 9, 3)
+    red = scorer[1].encode_images([Image.new("RGB", (9, 9), (250, 0, 0))])[0]
+    text = scorer[1].encode_texts(["a red box"])[0]
+    assert a["clip_score"] == pytest.approx(float(red @ text), abs=0.02)
+    assert np.allclose(a["image_embedding"], red, atol=0.02) and np.allclose(a["text_embedding"], text, atol=1e-3)
+    assert a["error"] is None
+    assert rows["d"]["language"] == "fr" and rows["d"]["language_score"] > 0.5
+    assert rows["a"]["language"] == "en"
+
+
+def test_the_hash_is_the_one_of_the_stored_picture(pool, scorer, tmp_path):
+    rows = read(run(pool, scorer, tmp_path / "out"))
+    for uid, data in shards.iter_images(pool, "00001"):
+        looks = look([Image.open(io.BytesIO(data))])
+        assert rows[uid]["phash"] == looks.hashes[0] and rows[uid]["thumbnail"] == looks.thumbnails[0].tobytes()
+
+
+def test_a_row_that_does_not_decode_has_an_error_and_nulls(pool, scorer, tmp_path):
+    broken = read(run(pool, scorer, tmp_path / "out"))["c"]
+    assert broken.pop("error") == "broken_image" and broken.pop("uid") == "c"
+    assert set(broken.values()) == {None}
+
+
+def test_captions_without_letters_have_no_language(pool, scorer, tmp_path):
+    rows = read(run(pool, scorer, tmp_path / "out"))
+    assert [(rows[u]["language"], rows[u]["language_score"]) for u in "ef"] == [("und", 0.0)] * 2
+    assert rows["e"]["caption_chars"] == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_batches_do_not_change_the_columns(pool, scorer, tmp_path, batch_size):
+    reference, other = run(pool, scorer, tmp_path / "a"), run(pool, scorer, tmp_path / "b", batch_size=batch_size)
+    assert shards.read_rows(reference).equals(shards.read_rows(other))
+
+
+def test_shards_of_failures_only_fit_with_the_others(scorer, tmp_path):
+    pool = write_pool(tmp_path / "p", [row("a")], [row("b", BROKEN)], [row("c", jpeg(picture(1)))])
+    rows = read(run(pool, scorer, tmp_path / "out"))
+    assert [r["error"] for r in rows.values()] == ["broken_image", None]
+    assert [s["rows"] for s in shards.read_manifest(tmp_path / "out")["shards"]] == [0, 1, 1]
+
+
+def test_a_second_run_measures_nothing(pool, scorer, tmp_path):
+    out = run(pool, scorer, tmp_path / "out")
+    before, done = {p.name: p.read_bytes() for p in out.iterdir()}, scorer[1].pictures
+    run(pool, scorer, out, batch_size=3)
+    assert scorer[1].pictures == done == 4
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_a_killed_run_goes_on_where_it_stopped(pool, scorer, tmp_path):
+    whole = run(pool, scorer, tmp_path / "whole")
+    out = run(pool, scorer, tmp_path / "out")
+    (out / "manifest.json").unlink()
+    (out / "00001.parquet").unlink()
+    (out / ".00001.parquet.77.partial").write_bytes(b"PAR1 half")
+    done = scorer[1].pictures
+    run(pool, scorer, out)
+    assert scorer[1].pictures == done + 2
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+
+
+def test_what_moved_is_done_again_and_leftovers_go(pool, scorer, tmp_path):
+    out = run(pool, scorer, tmp_path / "out")
+    done = scorer[1].pictures
+    write_pool(pool, [row("x", jpeg(picture(8)), "a red box")])
+    run(pool, scorer, out)
+    assert sorted(p.name for p in out.iterdir()) == ["00000.parquet", "manifest.json"]
+    assert scorer[1].pictures == done + 1 and list(read(out)) == ["x"]
+    (scorer[0] / "weights").write_text("second")
+    run(pool, scorer, out)
+    assert scorer[1].pictures == done + 2
+    run(pool, scorer, out, caption_prefix="A photo depicts ")
+    assert scorer[1].pictures == done + 3
+
+
+def test_an_interrupted_redo_is_not_read_as_whole(pool, scorer, tmp_path, monkeypatch):
+    out = run(pool, scorer, tmp_path / "out")
+    (scorer[0] / "weights").write_text("second")
+    write = shards.write_table
+
+    def dies_on_the_second(path, table):
+        if path.name == "00001.parquet":
+            raise KeyboardInterrupt
+        write(path, table)
+
+    monkeypatch.setattr(shards, "write_table", dies_on_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(pool, scorer, out)
+    with pytest.raises(UserError, match="incomplete"):
+        shards.read_manifest(out)
+
+
+def test_a_pool_whose_tar_and_table_disagree_is_named(scorer, tmp_path):
+    pool = write_pool(tmp_path / "p", [row("a", jpeg(picture(1))), row("b", jpeg(picture(2)))])
+    manifest = json.loads((pool / "manifest.json").read_text())
+    digest = shards.write_tar(pool / "00000.tar", [("b.jpg", jpeg(picture(2)))])
+    manifest["shards"][0]["files"]["00000.tar"] = digest
+    shards.write_json(pool / "manifest.json", manifest)
+    with pytest.raises(UserError, match=r"corrupt shard .*00000\.tar: found picture b where its table lists a"):
+        run(pool, scorer, tmp_path / "out")
+
+
+def test_an_incomplete_pool_is_refused(scorer, tmp_path):
+    (tmp_path / "pool").mkdir()
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        run(tmp_path / "pool", scorer, tmp_path / "out")
+
+
+def test_a_real_scorer_gives_cosines_and_unit_embeddings(pool, tmp_path):
+    import torch
+
+    from vlmpipe.models.directory import build, save
+    from vlmpipe.models.vlm import VLMConfig
+
+    torch.set_num_threads(1)
+    preset = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "clip-tiny.yaml").read_text())
+    model, processor = build(parse(VLMConfig, preset["architecture"], "clip-tiny"), ["a red box"])
+    save(model, processor, tmp_path / "scorer")
+    module._annotators.cache_clear()
+    annotate("web", pool, tmp_path / "scorer", tmp_path / "out", AnnotateConfig(), INLINE)
+    for r in read(tmp_path / "out").values():
+        if r["error"] is None:
+            assert -1 <= r["clip_score"] <= 1
+            assert np.linalg.norm(r["image_embedding"]) == pytest.approx(1, abs=5e-3)
+            assert np.dot(r["image_embedding"], r["text_embedding"]) == pytest.approx(r["clip_score"], abs=5e-3)
+
+
+def test_language_needs_no_network():
+    """The detector's own model is used: every socket is refused in a fresh process."""
+    code = (
+        "import socket\n"
+        "def refuse(*a, **k): raise AssertionError('network')\n"
+        "from vlmpipe.curate.annotate import Language, Batch\n"
+        "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
+        "captions = ['ein roter Kreis neben einem blauen Quadrat', 'DER KREIS IST \\n\\r ROT UND RUND', '']\n"
+        "print(Language(100)(Batch([], captions))[0].to_pylist())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['de', 'de', 'und']"
+
+
+def test_config_refuses_nonsense():
+    with pytest.raises(UserError, match="batch_size 0"):
+        AnnotateConfig(batch_size=0)
