@@ -1,0 +1,85 @@
+"""The report: one page with everything that people look at, from the files that the stages left.
+
+It reads what is there. After a gate stopped the run the later sections say that they were not reached, so a
+failing run is looked at in the same place as a good one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from vlmpipe.report import sections
+from vlmpipe.report.sections import Workspace
+from vlmpipe.shards import write_bytes_atomic
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """wall: pictures per wall; predictions: answers shown with attention; title: the page's heading."""
+
+    title: str = "vlmpipe report"
+    wall: int = 16
+    predictions: int = 12
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: its template, what it is called, and where its evidence comes from."""
+
+    id: str
+    title: str
+    build: Callable[[Workspace, ReportConfig], dict[str, Any] | None]
+
+
+SECTIONS = (
+    Section("gates", "Gates", sections.gates),
+    Section("funnel", "Curation funnel", sections.funnel),
+    Section("planted", "Faults planted and caught", sections.planted),
+    Section("scores", "Scores and thresholds", sections.scores),
+    Section("walls", "Kept and rejected", sections.walls),
+    Section("bias", "Groups before and after", sections.groups),
+    Section("expectations", "Expectations", sections.expectations),
+    Section("training", "Training", sections.training),
+    Section("evaluation", "Evaluation", sections.evaluation),
+    Section("predictions", "Predictions", sections.predictions),
+)
+
+
+def report(root: Path, results: Path, out: Path, config: ReportConfig) -> None:
+    """Write `out`/index.html, one file that opens from disk.
+
+    Args:
+        root: the profile's data (pools, selection, audit, models, evaluation). results: its verdicts and metrics.
+
+    Raises:
+        UserError: a file that is there can't be read.
+    """
+    workspace = Workspace(Path(root), Path(results), Path(out))
+    built = [(section, section.build(workspace, config)) for section in SECTIONS]
+    page = _environment().get_template("page.html.j2").render(
+        title=config.title, profile=workspace.root.name, sections=built, tiles=sections.tiles(workspace)
+    )
+    write_bytes_atomic(workspace.out / "index.html", page.encode())
+
+
+def _environment() -> Environment:
+    # Captions, questions and answers are hostile text: everything that is not Markup is escaped.
+    environment = Environment(
+        loader=PackageLoader("vlmpipe.report"), autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
+    environment.filters["number"] = _number
+    return environment
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,47 @@
+"""Small pictures for pages, as data addresses: a page is one file that opens from disk."""
+
+import base64
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vlmpipe.images import decode_rgb
+from vlmpipe.shards import iter_images, read_manifest, read_shard_rows
+
+THUMBNAIL = 112
+
+
+def data_address(image: Image.Image, size: int = THUMBNAIL) -> str:
+    """A jpeg data address of the picture, at most `size` pixels on a side."""
+    small = image.copy()
+    small.thumbnail((size, size))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def thumbnails(pool: Path, uids: Iterable[str]) -> dict[str, str]:
+    """uid -> data address for those of `uids` that the pool holds; opens only the shards that are needed."""
+    wanted, found = set(uids), {}
+    for shard in read_manifest(pool)["shards"] if wanted else []:
+        here = wanted & set(read_shard_rows(pool, shard["name"], ["uid"])["uid"].to_pylist())
+        if here:
+            for uid, data in iter_images(pool, shard["name"]):
+                if uid in here:
+                    found[uid] = data_address(decode_rgb(data))
+    return found
+
+
+def overlay(image: Image.Image, weights: np.ndarray, size: int = 160) -> str:
+    """The picture with attention over it: `weights` [h, w] >= 0, bright where the model looked."""
+    picture = image.convert("RGB").resize((size, size))
+    heat = np.asarray(weights, np.float32)
+    heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-9)
+    mask = Image.fromarray((heat * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    strength = np.asarray(mask, np.float32)[..., None] / 255
+    pixels = np.asarray(picture, np.float32)
+    mixed = pixels * (0.35 + 0.65 * strength) + np.array([255, 120, 0], np.float32) * 0.25 * strength
+    return data_address(Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8)), size)

@@ -1,0 +1,247 @@
+"""What each section of the report shows: plain values for its template, or None where its stage was not reached."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from vlmpipe.curate.planted import caught
+from vlmpipe.report import charts, pictures
+from vlmpipe.shards import MANIFEST, read_json, read_rows
+
+GATES = ("data", "pretrain", "finetune")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a profile's files are."""
+
+    root: Path
+    results: Path
+    out: Path
+
+    def json(self, *parts: str) -> Any | None:
+        path = self.root.joinpath(*parts)
+        return read_json(path) if path.exists() else None
+
+    @property
+    def verdicts(self) -> dict[str, dict]:
+        paths = {name: self.results / "gates" / name / "verdict.json" for name in GATES}
+        return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+    @property
+    def pools(self) -> list[Path]:
+        return sorted(path.parent for path in self.root.glob(f"pools/*/{MANIFEST}"))
+
+    @cached_property
+    def decisions(self) -> pa.Table | None:
+        """uid, pool, kept, reason, value, threshold, other_uid and caption of every row."""
+        path = self.root / "selection" / "decisions.parquet"
+        if not path.exists():
+            return None
+        table = pq.read_table(path)
+        rows = pa.concat_tables([read_rows(pool, ["uid", "caption"]) for pool in self.pools])
+        place = pc.index_in(table["uid"], value_set=rows["uid"].combine_chunks())
+        return table.append_column("caption", rows["caption"].take(place))
+
+
+# --- the top -----------------------------------------------------------------------------------------------
+
+def tiles(workspace: Workspace) -> list[dict]:
+    """The few numbers that say how it went."""
+    found = []
+    manifest = workspace.json("selection", MANIFEST)
+    if workspace.decisions is not None:
+        kept = pc.sum(workspace.decisions["kept"]).as_py()
+        found.append({"name": "pairs kept", "value": f"{kept:,}", "note": f"of {len(workspace.decisions):,}"})
+    for name, label in (("vqa.accuracy", "questions answered"), ("vqa.accuracy_wrong_image", "with the wrong image")):
+        value = _metrics(workspace, "finetune").get(name)
+        if value is not None:
+            found.append({"name": label, "value": f"{100 * value:.1f}%", "note": "held out"})
+    for name, verdict in workspace.verdicts.items():
+        found.append({"name": f"{name} gate", "value": "PASS" if verdict["passed"] else "FAIL", "note": "",
+                      "state": "good" if verdict["passed"] else "bad"})
+    return found if manifest is not None or found else []
+
+
+def gates(workspace: Workspace, config: Any) -> dict | None:
+    """Every rule of every verdict with its number and limit."""
+    return {"verdicts": workspace.verdicts, "reached": GATES} if workspace.verdicts else None
+
+
+# --- curation ----------------------------------------------------------------------------------------------
+
+def funnel(workspace: Workspace, config: Any) -> dict | None:
+    """The funnel as a picture and as a table."""
+    found = workspace.json("selection", "funnel.json")
+    if found is None:
+        return None
+    steps = [("pool", found["pool"], 0)]
+    steps += [(step["rule"], step["out"], step["dropped"]) for step in found["steps"]]
+    return {"chart": charts.funnel(steps), "steps": found["steps"], "kept": found["kept"], "pool": found["pool"]}
+
+
+def planted(workspace: Workspace, config: Any) -> dict | None:
+    """For each kind of fault how many were planted and how many were caught; only the embedded world knows."""
+    plans = sorted(workspace.root.glob("world/*/planted.parquet"))
+    decisions = workspace.root / "selection" / "decisions.parquet"
+    if not plans or not decisions.exists():
+        return None
+    table = caught(plans[0], decisions)
+    return {"table": table}
+
+
+def scores(workspace: Workspace, config: Any) -> dict | None:
+    """Histograms of what the thresholds were set on, kept rows in the keeping colour."""
+    if workspace.decisions is None:
+        return None
+    notes = [read_rows(workspace.root / "annotations" / pool.name) for pool in workspace.pools]
+    notes = pa.concat_tables(
+        [table.drop_columns([c for c in table.column_names if c.endswith("embedding")]) for table in notes],
+        promote_options="default",
+    )
+    place = pc.index_in(notes["uid"], value_set=workspace.decisions["uid"].combine_chunks())
+    kept = workspace.decisions["kept"].take(place).to_numpy()
+    drawn = []
+    for column, rule in (("clip_score", "clip_score"), ("caption_words", None), ("aspect", None)):
+        values = pc.fill_null(notes[column].cast(pa.float64()), np.nan).to_numpy()
+        threshold = _threshold(workspace.decisions, rule) if rule else None
+        drawn.append(charts.histogram(values, kept, threshold, column.replace("_", " ")))
+    return {"charts": drawn}
+
+
+def _threshold(decisions: pa.Table, reason: str) -> float | None:
+    mask = pc.fill_null(pc.starts_with(decisions["reason"], reason), False)
+    used = pc.drop_null(decisions.filter(mask)["threshold"])
+    return used[0].as_py() if len(used) else None
+
+
+def walls(workspace: Workspace, config: Any) -> dict | None:
+    """A few samples that were kept, and of every reason a few that were not, with the numbers behind it."""
+    table = workspace.decisions
+    if table is None:
+        return None
+    random = np.random.default_rng(config.seed)
+    groups = {"kept": np.flatnonzero(table["kept"].to_numpy())}
+    reasons = pc.fill_null(table["reason"], "").to_numpy(zero_copy_only=False)
+    for entry in sorted(pc.value_counts(table["reason"]).to_pylist(), key=lambda entry: -entry["counts"]):
+        if entry["values"] is not None:
+            groups[entry["values"]] = np.flatnonzero(reasons == entry["values"])
+    chosen = {name: np.sort(random.permutation(rows)[: config.wall]) for name, rows in groups.items()}
+    rows = table.take(np.concatenate(list(chosen.values()))).to_pylist()
+    found = _pictures_of(workspace, rows)
+    built, start = [], 0
+    for name, places in chosen.items():
+        cards = [_card(row, found) for row in rows[start : start + len(places)]]
+        built.append({"name": name, "count": len(groups[name]), "cards": cards})
+        start += len(places)
+    return {"walls": built}
+
+
+def _pictures_of(workspace: Workspace, rows: list[dict]) -> dict[str, str]:
+    wanted = {row["uid"] for row in rows} | {row["other_uid"] for row in rows if row["other_uid"]}
+    found: dict[str, str] = {}
+    for pool in workspace.pools:
+        found |= pictures.thumbnails(pool, wanted - found.keys())
+    return found
+
+
+def _card(row: dict, found: dict[str, str]) -> dict:
+    why = None
+    if row["value"] is not None and row["threshold"] is not None:
+        why = f"{row['value']:.3g} against {row['threshold']:.3g}"
+    return {"picture": found.get(row["uid"]), "twin": found.get(row["other_uid"] or ""), "caption": row["caption"],
+            "uid": row["uid"], "why": why}
+
+
+# --- audit -------------------------------------------------------------------------------------------------
+
+def groups(workspace: Workspace, config: Any) -> dict | None:
+    """The bias tables with their intervals drawn."""
+    found = workspace.json("audit", "bias.json")
+    if found is None:
+        return None
+    for grouping in found["groupings"].values():
+        for group in grouping["groups"]:
+            group["chart"] = charts.interval(group["retention"], group["retention_low"], group["retention_high"])
+        impact = grouping["impact"]
+        if impact["ratio"] is not None:
+            impact["chart"] = charts.interval(impact["ratio"], impact["low"], impact["high"], found["limit"])
+    return found
+
+
+def expectations(workspace: Workspace, config: Any) -> dict | None:
+    """Expectation results, failures first, with the way to Data Docs."""
+    found = workspace.json("audit", "expectations.json")
+    if found is None:
+        return None
+    docs = workspace.root / "audit" / "data_docs" / "index.html"
+    return {
+        "failed": [record for record in found if not record["success"]],
+        "records": found,
+        "docs": _relative(docs, workspace.out) if docs.exists() else None,
+    }
+
+
+def _relative(path: Path, start: Path) -> str:
+    import os
+
+    return Path(os.path.relpath(path, start)).as_posix()
+
+
+# --- training and evaluation -------------------------------------------------------------------------------
+
+def training(workspace: Workspace, config: Any) -> dict | None:
+    """Loss and learning rate of every training."""
+    found = []
+    for name in ("scorer", "models/pretrain", "models/finetune"):
+        path = workspace.root / name / "curves.jsonl"
+        if path.exists():
+            points = [json.loads(line) for line in path.read_text().splitlines()]
+            loss = [(point["step"], point["loss"]) for point in points]
+            rate = [(point["step"], point["lr"]) for point in points]
+            found.append({
+                "name": Path(name).name, "steps": len(points), "last": np.mean([loss for _, loss in loss[-20:]]).item(),
+                "loss": charts.lines({"loss": loss}, "loss by step", smooth=max(1, len(loss) // 100)),
+                "rate": charts.lines({"learning rate": rate}, "learning rate by step"),
+            })
+    return {"runs": found} if found else None
+
+
+def evaluation(workspace: Workspace, config: Any) -> dict | None:
+    """Every metric of both evaluations."""
+    found = {name: read_json(path) for name in GATES if (path := workspace.results / "metrics" / f"{name}.json").exists()}
+    return {"evaluations": found} if found else None
+
+
+def _metrics(workspace: Workspace, name: str) -> dict:
+    path = workspace.results / "metrics" / f"{name}.json"
+    return read_json(path)["metrics"] if path.exists() else {}
+
+
+def predictions(workspace: Workspace, config: Any) -> dict | None:
+    """Answers of the last evaluated model with where it looked, and what it said to a wrong picture."""
+    for name in reversed(GATES):
+        directory = workspace.root / "evaluation" / name
+        if (directory / "samples.parquet").exists():
+            break
+    else:
+        return None
+    samples = {(row["task"], row["sample_id"]): row for row in pq.read_table(directory / "samples.parquet").to_pylist()}
+    cards = []
+    for path in sorted((directory / "attention").glob("*.npz"))[: config.predictions]:
+        task, _, sample_id = path.stem.partition("-")
+        with np.load(path, allow_pickle=False) as stored:
+            picture = Image.fromarray(stored["picture"])
+            attention = pictures.overlay(picture, stored["map"])
+        row = samples[task, sample_id]
+        cards.append({**row, "picture": pictures.data_address(picture, 160), "attention": attention,
+                      "right": row["score"] is not None and row["score"] >= 0.5})
+    return {"name": name, "cards": cards}
