@@ -11,10 +11,6 @@ import pytest
 from vlmpipe.dispatch import Cluster, local_ray, map_shards
 from vlmpipe.errors import UserError
 
-INLINE = Cluster(backend="inline")
-PROCESSES = Cluster(backend="processes", workers=2)
-RAY = Cluster(backend="ray", workers=2)
-
 
 def square(number: int) -> int:
     time.sleep(0.02 * (3 - number % 3))  # later items finish first
@@ -54,7 +50,7 @@ def ray_address():
 def test_results_come_in_item_order(backend, request):
     if backend == "ray":
         request.getfixturevalue("ray_address")
-    cluster = Cluster(backend=backend, workers=2)
+    cluster = Cluster(backend=backend, tasks=2)
     assert map_shards(square, range(7), cluster, "squares") == [n * n for n in range(7)]
     assert map_shards(square, [], cluster, "squares") == []
 
@@ -77,7 +73,7 @@ def test_failures_name_the_item(backend, request):
 def test_a_killed_worker_is_replaced(backend, request, tmp_path):
     if backend == "ray":
         request.getfixturevalue("ray_address")
-    cluster = Cluster(backend=backend, workers=2, max_failures=1)
+    cluster = Cluster(backend=backend, tasks=2, max_failures=1)
     assert map_shards(partial(die_once, marker=tmp_path / "died"), range(4), cluster, "items") == [0, 1, 2, 3]
     assert (tmp_path / "died").exists()
 

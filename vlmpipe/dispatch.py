@@ -34,7 +34,6 @@ Result = TypeVar("Result")
 Report = Callable[[dict], None]
 
 OBJECT_STORE_BYTES = 256 * 2**20  # shards travel by path, so Ray's own store stays small
-CONNECT_SECONDS = 15
 OWN_RAY = "VLMPIPE_OWN_RAY"  # address of the Ray that `local_ray` started: this machine, this code
 LOOPBACK = "127.0.0.1"
 QUIET = {
@@ -43,39 +42,58 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a stage runs and how much of the machine it takes.
+    """Where a stage runs and how much it takes.
 
-    `workers` items (or training workers) run at once, each with `cpus_per_worker` and `gpus_per_worker`;
-    `threads` torch threads in each (null: as many as its CPUs). A worker that dies is replaced up to
-    `max_failures` times. `address` (host:port) names an existing Ray cluster; RAY_ADDRESS wins over it; with
-    neither, Ray is started here.
+    `address` (host:port) names an existing Ray cluster; RAY_ADDRESS wins over it; with neither, Ray is started here.
+    What is null follows the machine. A worker or task whose process dies is replaced up to `max_failures` times.
     """
 
     backend: Literal["inline", "processes", "ray"] = "ray"
     address: str | None = None
-    workers: int = 1
-    cpus_per_worker: int = 1
+    workers: int = 1  # of training
+    cpus_per_worker: int | None = None  # null: this machine's cores shared among them, 1 on a cluster
     gpus_per_worker: float = 0.0
-    threads: int | None = None
+    threads: int | None = None  # of torch in a training worker; null: as many as its CPUs
+    tasks: int | None = None  # items of `map_shards` at once, of one CPU and one thread each; null: one for each CPU
+    gpus_per_task: float = 0.0
     max_failures: int = 2
 
     def __post_init__(self) -> None:
-        least = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0, "max_failures": 0}
+        least = {
+            "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0, "threads": 1, "tasks": 1, "gpus_per_task": 0,
+            "max_failures": 0,
+        }
         for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise UserError(f"found {name}: {getattr(self, name)}; expected at least {minimum}; raise it")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"found threads: {self.threads}; expected at least 1, or null for one per CPU")
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise UserError(f"found {name}: {value}; expected at least {minimum}; change it in the cluster section")
 
     @property
-    def torch_threads(self) -> int:
-        return self.threads or self.cpus_per_worker
+    def joins(self) -> str | None:
+        """The address of the Ray cluster to join, if there is one."""
+        return os.environ.get("RAY_ADDRESS") or self.address
+
+    @property
+    def worker_cpus(self) -> int:
+        """CPUs of a training worker."""
+        if self.cpus_per_worker is not None:
+            return self.cpus_per_worker
+        elsewhere = self.backend == "ray" and self.joins and self.joins != os.environ.get(OWN_RAY)
+        return 1 if elsewhere else max(1, cores() // self.workers)
+
+    @property
+    def worker_threads(self) -> int:
+        return self.threads or self.worker_cpus
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- independent items -------------------------------------------------------------------------------------
@@ -105,7 +123,7 @@ def map_shards(
 def _map_inline(function: Callable, items: list, cluster: Cluster, label: str) -> Iterator[tuple[int, Any]]:
     for index, item in enumerate(items):
         try:
-            result = _with_threads(function, item, cluster.torch_threads)
+            result = _single_threaded(function, item)
         except Exception as error:
             raise _failure(label, item, error) from error
         yield index, result
@@ -122,16 +140,17 @@ def _map_processes(function: Callable, items: list, cluster: Cluster, label: str
         except BrokenProcessPool:
             deaths += 1
             if deaths > cluster.max_failures:
-                names = ", ".join(_name(item) for item in list(waiting.values())[: cluster.workers])
+                names = ", ".join(_name(item) for item in list(waiting.values())[: cluster.tasks or cores()])
                 raise _deaths(label, names, deaths) from None
 
 
 def _one_pool(function: Callable, waiting: dict, cluster: Cluster, label: str) -> Iterator[tuple[int, Any]]:
     context = multiprocessing.get_context("spawn")  # fork would copy threads and locks of torch and arrow
-    pool = ProcessPoolExecutor(min(cluster.workers, len(waiting)), context, initializer=_die_with_parent)
+    size = min(cluster.tasks or cores(), len(waiting))
+    pool = ProcessPoolExecutor(size, context, initializer=_die_with_parent)
     try:
         futures = {
-            pool.submit(_with_threads, function, item, cluster.torch_threads): index
+            pool.submit(_single_threaded, function, item): index
             for index, item in waiting.items()
         }
         for future in as_completed(futures):
@@ -163,16 +182,17 @@ def _map_ray(function: Callable, items: list, cluster: Cluster, label: str) -> I
     with joined(cluster):
         import ray
 
-        check_resources(cluster, workers=1)
-        task = ray.remote(_with_threads).options(
-            num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, max_retries=cluster.max_failures
+        check_resources(1, {"CPU": 1, "GPU": cluster.gpus_per_task}, "cluster.gpus_per_task")
+        task = ray.remote(_single_threaded).options(
+            num_cpus=1, num_gpus=cluster.gpus_per_task, max_retries=cluster.max_failures
         )
+        at_once = cluster.tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting = list(enumerate(items))[::-1]
         running: dict[Any, int] = {}
         while waiting or running:
-            while waiting and len(running) < cluster.workers:
+            while waiting and len(running) < at_once:
                 index, item = waiting.pop()
-                running[task.remote(function, item, cluster.torch_threads)] = index
+                running[task.remote(function, item)] = index
             (done,), _ = ray.wait(list(running), num_returns=1)
             index = running.pop(done)
             try:
@@ -184,8 +204,8 @@ def _map_ray(function: Callable, items: list, cluster: Cluster, label: str) -> I
             yield index, result
 
 
-def _with_threads(function: Callable[[Item], Result], item: Item, threads: int) -> Result:
-    limit_threads(threads)
+def _single_threaded(function: Callable[[Item], Result], item: Item) -> Result:
+    limit_threads(1)  # the same bits wherever and beside whatever the item runs
     return function(item)
 
 
@@ -214,7 +234,7 @@ def _failure(label: str, item: Any, error: BaseException) -> BaseException:
 def _deaths(label: str, names: str, times: int) -> RuntimeError:
     return RuntimeError(
         f"{label}: a worker process died {times} time(s), at work on {names}; expected it to finish; "
-        f"the usual reason is memory: lower cluster.workers, or look for the kernel's out-of-memory killer"
+        f"the usual reason is memory: lower cluster.tasks, or look for the kernel's out-of-memory killer"
     )
 
 
@@ -239,7 +259,7 @@ def run_training(worker: Worker, config: dict, cluster: Cluster, state: Path, na
     state = Path(state).absolute()
     state.mkdir(parents=True, exist_ok=True)
     task = {
-        "worker": worker, "config": config, "threads": cluster.torch_threads,
+        "worker": worker, "config": config, "threads": cluster.worker_threads,
         "progress": str(state / "progress.jsonl"), "stop": str(state / "stop"),
     }
     Path(task["progress"]).unlink(missing_ok=True)
@@ -269,8 +289,8 @@ def _train_on_ray(task: dict, cluster: Cluster, state: Path, name: str) -> dict:
         from ray.train.v2.api.config import LoggingConfig
         from ray.train.v2.api.exceptions import TrainingFailedError
 
-        check_resources(cluster, cluster.workers)
-        resources = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+        resources = {"CPU": cluster.worker_cpus, "GPU": cluster.gpus_per_worker}
+        check_resources(cluster.workers, resources, "cluster.workers, cluster.cpus_per_worker or gpus_per_worker")
         trainer = TorchTrainer(
             _run_worker,
             train_loop_config=task,
@@ -369,7 +389,7 @@ def joined(cluster: Cluster) -> Iterator[None]:
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    address = os.environ.get("RAY_ADDRESS") or cluster.address
+    address = cluster.joins
     if address:
         _check_reachable(address)
         _use_known_token()
@@ -404,7 +424,7 @@ def _connect(ray: Any, address: str) -> None:
             address=address, log_to_driver=False, logging_level="error", job_config=_job(ray), **options
         )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise UserError(
             f"the Ray cluster at {address} could not be joined ({reason}); expected a cluster of Ray "
             f"{ray.__version__} that this machine is a node of; `ray start --address={address}` here, and set "
@@ -431,9 +451,21 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdigit() or "://" in address:
         raise UserError(f"found cluster address '{address}'; {expected}; {mend}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5) as connection:
+            answer = _greet(connection)
     except OSError as error:
         raise UserError(f"nothing answers at the cluster address {address} ({error}); {expected}; {mend}") from None
+    if not answer:
+        raise UserError(f"what answers at the cluster address {address} is not Ray; {expected}; {mend}")
+
+
+def _greet(connection: socket.socket) -> bool:
+    """Whether HTTP/2 is spoken there, as gRPC does: against another service Ray itself tries for minutes."""
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return True
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    frame = connection.recv(9)
+    return len(frame) > 3 and frame[3] == 4  # the type of a SETTINGS frame
 
 
 def _use_known_token() -> None:
@@ -443,30 +475,26 @@ def _use_known_token() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
-def check_resources(cluster: Cluster, workers: int) -> None:
-    """Refuse what the cluster can never place: Ray would wait for it for ever.
+def check_resources(count: int, each: dict[str, float], setting: str) -> None:
+    """Refuse what the cluster can never place: Ray would wait for it for ever. `setting` is what a user can lower.
 
     Raises:
-        UserError: fewer than `workers` workers fit on the cluster's nodes when all of them are idle.
+        UserError: fewer than `count` of `each` fit on the cluster's nodes when all of them are idle.
     """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_fits(node, cluster) for node in nodes)
-    if room < workers:
+    wanted = {name: amount for name, amount in each.items() if amount}
+    room = sum(
+        min(int(node.get(name, 0) / amount + 1e-6) for name, amount in wanted.items()) for node in nodes
+    )
+    if room < count:
         have = " + ".join(f"{node.get('CPU', 0):g} CPU/{node.get('GPU', 0):g} GPU" for node in nodes)
+        asked = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
         raise UserError(
-            f"found {workers} worker(s) of {cluster.cpus_per_worker} CPU and {cluster.gpus_per_worker:g} GPU, and "
-            f"a Ray cluster of {have}; expected at most {room} such worker(s); lower cluster.workers or "
-            f"cluster.cpus_per_worker, or join a larger cluster (RAY_ADDRESS)"
+            f"found {count} worker(s) asked for with {asked} each, on a Ray cluster of {have}; expected at most {room} "
+            f"of these; lower {setting}, or join a larger cluster (RAY_ADDRESS)"
         )
-
-
-def _fits(node: dict, cluster: Cluster) -> int:
-    by_cpu = int(node.get("CPU", 0) // cluster.cpus_per_worker)
-    if not cluster.gpus_per_worker:
-        return by_cpu
-    return min(by_cpu, int(node.get("GPU", 0) / cluster.gpus_per_worker + 1e-6))
 
 
 @contextmanager
