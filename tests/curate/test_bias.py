@@ -1,0 +1,265 @@
+"""bias.py against hand-computed tables, published intervals, planted skew and chance."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from vlmpipe.config import parse
+from vlmpipe.curate import bias
+from vlmpipe.curate.bias import BiasConfig
+from vlmpipe.errors import UserError
+
+Z95 = 1.959963984540054
+
+
+def members(labels: list[str]) -> bias.Members:
+    return bias.values(pa.array(labels))
+
+
+def measure(labels, outcome, reasons=("rule",), scores=None, **config):
+    scores = np.full(len(labels), np.nan, np.float32) if scores is None else scores
+    config = BiasConfig(columns=("side",), **config)
+    return bias.measure({}, {"side": members(labels)}, {}, np.asarray(outcome), list(reasons), scores, config)
+
+
+# --- groups ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(
+    "caption, found",
+    [
+        ("A WOMAN walks", True), ("women, two", True), ("the woman's hat", True), ("womanly", False), ("a man", False),
+        ("Frau Müller", True), ("Fraüen", False), ("frau_1", False), ("a c++ (book)", True), ("ac++", False),
+        ("两位女士在公园", True), ("une femme âgée", True), ("une femme age\u0301e", False), ("", False), (None, False),
+    ],
+)
+def test_words_match_whole_in_any_case_and_script(caption, found):
+    words = {"group": ["woman", "women", "frau", "c++", "女士", "femme âgée"]}
+    assert bool(len(bias.mentions(pa.array([caption], pa.string()), words)["group"])) is found
+
+
+def test_composed_and_decomposed_letters_are_one():
+    assert len(bias.mentions(pa.array(["une personne a\u0302ge\u0301e"]), {"g": ["âgée"]})["g"]) == 1
+
+
+def test_column_values_are_groups_and_null_is_none():
+    found = bias.values(pa.array(["b", None, "a", "b"]))
+    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [2], "b": [0, 3]}
+
+
+# --- intervals and tests, known answers --------------------------------------------------------------------
+
+def test_wilson_of_newcombes_table():
+    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3."""
+    low, high = bias.wilson(np.array([81, 15, 0, 1]), np.array([263, 148, 20, 29]), Z95)
+    np.testing.assert_allclose(low, [0.2553, 0.0624, 0.0, 0.0061], atol=5e-5)
+    np.testing.assert_allclose(high, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
+
+
+def test_difference_of_newcombes_table():
+    """Newcombe 1998, "Interval estimation for the difference", table II, method 10: 56/70 - 48/80 and 9/10 - 3/10."""
+    low, high = bias.difference_interval(np.array([56, 9]), np.array([70, 10]), np.array([48, 3]), np.array([80, 10]), Z95)
+    np.testing.assert_allclose(low, [0.0524, 0.1705], atol=5e-5)
+    np.testing.assert_allclose(high, [0.3339, 0.8090], atol=5e-5)
+
+
+def test_ratio_interval_is_where_the_difference_of_scaled_shares_touches_zero():
+    """MOVER: theta is a limit of a/b when the MOVER interval of a - theta b ends at 0."""
+    a, b = 30 / 100, 60 / 120
+    (low_a, high_a), (low_b, high_b) = bias.wilson(30, 100, Z95), bias.wilson(60, 120, Z95)
+    low, high = bias.ratio_interval(30, 100, 60, 120, Z95)
+    assert a - high * b + np.hypot(high_a - a, high * (b - low_b)) == pytest.approx(0, abs=1e-9)
+    assert a - low * b - np.hypot(a - low_a, low * (high_b - b)) == pytest.approx(0, abs=1e-9)
+    assert low < 0.6 < high
+
+
+def test_ratio_interval_at_the_edges():
+    low, high = bias.ratio_interval(np.array([0, 10, 10]), np.array([50, 10, 50]), np.array([25, 10, 0]), np.array([50, 10, 50]), Z95)
+    assert low[0] == 0 and 0 < high[0] < 0.3
+    assert low[1] < 1 < high[1] and np.isfinite(high[1])
+    assert np.isinf(high[2]) and low[2] > 1
+
+
+def test_ratio_interval_covers():
+    generator = np.random.default_rng(0)
+    left, right = generator.binomial(80, 0.4, 4000), generator.binomial(120, 0.5, 4000)
+    low, high = bias.ratio_interval(left, 80, right, 120, Z95)
+    assert 0.935 < ((low <= 0.8) & (high >= 0.8)).mean() < 0.965
+
+
+def test_benjamini_hochberg_by_hand():
+    """p * m / rank, made monotone from the largest down."""
+    found = bias.benjamini_hochberg([0.04, 0.01, 0.03, 0.9])
+    np.testing.assert_allclose(found, [0.16 / 3, 0.04, 0.16 / 3, 0.9])
+    assert bias.benjamini_hochberg([]).tolist() == []
+
+
+def test_npmi_known_answers():
+    """Of 8 rows: 2 together, 4 left, 2 right -> ln((2/8)/((4/8)(2/8))) / -ln(2/8) = ln 2 / ln 4 = 1/2."""
+    assert bias.npmi(2, 4, 2, 8) == pytest.approx(0.5)
+    assert bias.npmi(2, 4, 4, 8) == pytest.approx(0.0)
+    assert bias.npmi(4, 4, 4, 8) == pytest.approx(1.0)
+    assert bias.npmi(0, 4, 4, 8) == -1.0
+    assert bias.npmi(8, 8, 8, 8) == 1.0
+    assert np.isnan(bias.npmi(0, 0, 4, 8))
+
+
+# --- one grouping by hand ----------------------------------------------------------------------------------
+
+@pytest.fixture
+def by_hand():
+    """a: 100 rows, 40 kept, 50 by size, 10 by score. b: 100 rows, 80 kept, 10 by size, 10 by score. c: 10, 5 kept."""
+    labels = ["a"] * 100 + ["b"] * 100 + ["c"] * 10
+    outcome = [0] * 40 + [1] * 50 + [2] * 10 + [0] * 80 + [1] * 10 + [2] * 10 + [0] * 5 + [1] * 5
+    scores = np.array([0.1] * 100 + [0.2] * 50 + [0.1] * 50 + [0.3] * 10, np.float32)
+    found = measure(labels, outcome, ["size", "score"], scores)["groupings"]["side"]
+    return found, {group["group"]: group for group in found["groups"]}
+
+
+def test_group_table_by_hand(by_hand):
+    found, groups = by_hand
+    a = groups["a"]
+    assert (a["total"], a["kept"], a["retention"], a["rest_retention"]) == (100, 40, 0.4, 85 / 110)
+    assert a["share_before"] == pytest.approx(100 / 210) and a["share_after"] == pytest.approx(40 / 125)
+    assert a["amplification"] == pytest.approx((40 / 125) / (100 / 210))
+    assert a["amplification_low"] < a["amplification"] < a["amplification_high"] < 1
+    assert a["gap"] == pytest.approx(0.4 - 85 / 110) and a["gap_high"] < 0
+    assert found["unknown"] == 0 and found["rows"] == 210
+
+
+def test_rules_explain_the_whole_gap(by_hand):
+    _, groups = by_hand
+    for group in groups.values():
+        assert sum(rule["excess"] for rule in group["reasons"]) == pytest.approx(-group["gap"])
+    worst = max(groups["a"]["reasons"], key=lambda rule: rule["excess"])
+    assert worst["reason"] == "size" and worst["rate"] == 0.5 and worst["rest_rate"] == pytest.approx(15 / 110)
+
+
+def test_small_group_is_reported_and_not_tested(by_hand):
+    found, groups = by_hand
+    small = groups["c"]
+    assert small["retention"] == 0.5 and not small["tested"]
+    assert small["p"] is None and small["q"] is None and small["scores"]["q"] is None
+    assert all(rule["q"] is None for rule in small["reasons"])
+    assert found["impact"]["groups"] == 2
+
+
+def test_impact_and_steps_by_hand(by_hand):
+    found, _ = by_hand
+    impact = found["impact"]
+    assert impact["ratio"] == pytest.approx(0.5) and (impact["worst"], impact["best"]) == ("a", "b")
+    assert impact["low"] < 0.5 < impact["high"] < 0.8 and impact["breach"]
+    size, score = found["steps"]
+    assert size["reason"] == "size" and size["alone"]["ratio"] == pytest.approx(50 / 90)
+    # Of those that reach the second rule 40 of 50 pass in a, 80 of 90 in b.
+    assert score["alone"]["ratio"] == pytest.approx((40 / 50) / (80 / 90))
+    assert score["cumulative"] == impact
+    assert score["retention"] == {"a": 0.4, "b": 0.8, "c": 0.5}
+
+
+def test_score_gap_by_hand(by_hand):
+    _, groups = by_hand
+    # a is all 0.1; of the rest 50 of 110 are 0.1.
+    assert groups["a"]["scores"]["ks"] == pytest.approx(60 / 110)
+    assert groups["a"]["scores"]["mean"] == pytest.approx(0.1)
+
+
+def test_null_rows_are_no_group():
+    labels = ["a"] * 60 + ["b"] * 60 + [None] * 30
+    found = measure(labels, [0] * 150)["groupings"]["side"]
+    assert found["unknown"] == 30 and [group["share_before"] for group in found["groups"]] == [0.5, 0.5]
+
+
+def test_associations_before_and_after():
+    kept = np.array([True, True, False, False, True, True, True, True])
+    inside, rows = np.array([0, 1, 2, 3]), np.array([2, 3])
+    (record,) = bias.associations({"gender": {"women": inside}}, {"nurse": rows}, kept)
+    assert record["before"] == pytest.approx(0.5) and record["together_before"] == 2
+    assert record["after"] is None and record["together_after"] == 0
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_all_or_nothing_kept_is_no_bias(kept):
+    found = measure(["a"] * 60 + ["b"] * 60, [1 - kept] * 120)
+    impact = found["groupings"]["side"]["impact"]
+    assert not impact["breach"] and impact["high"] == 1 and not found["findings"]
+
+
+def test_one_group_has_nothing_to_be_compared_with():
+    impact = measure(["a"] * 60, [0] * 30 + [1] * 30)["groupings"]["side"]["impact"]
+    assert impact == {"groups": 1, "ratio": None, "low": 0.0, "high": 1.0, "worst": None, "best": None, "breach": False}
+
+
+# --- planted skew, and chance ------------------------------------------------------------------------------
+
+def draw(seed: int, rates: dict[str, float], n: int = 300):
+    generator = np.random.default_rng(seed)
+    labels = [name for name in rates for _ in range(n)]
+    kept = generator.random(len(labels)) < np.repeat(list(rates.values()), n)
+    outcome = np.where(kept, 0, generator.integers(1, 4, len(labels)))
+    return labels, outcome, generator.normal(0.25, 0.05, len(labels)).astype(np.float32)
+
+
+def test_planted_skew_is_found_and_named():
+    for seed in range(20):
+        labels, outcome, scores = draw(seed, {"a": 0.6, "b": 0.6, "c": 0.3, "d": 0.6})
+        found = measure(labels, outcome, ["x", "y", "z"], scores)
+        impact = found["groupings"]["side"]["impact"]
+        assert impact["breach"] and impact["worst"] == "c" and impact["low"] < 0.5 < impact["high"]
+        assert {"group": "c", "kind": "retention"}.items() <= found["findings"][0].items()
+
+
+def test_without_skew_nothing_is_reported():
+    """20 repeats with 4 groups, 3 rules and scores: 20 tests each, so uncorrected p <= .05 would fire in most."""
+    uncorrected = reported = breaches = 0
+    for seed in range(20):
+        labels, outcome, scores = draw(seed, dict.fromkeys("abcd", 0.5))
+        found = measure(labels, outcome, ["x", "y", "z"], scores)
+        groups = found["groupings"]["side"]["groups"]
+        p = [record["p"] for group in groups for record in (group, group["scores"], *group["reasons"])]
+        assert found["tests"] == len(p) == 20
+        uncorrected += min(p) <= 0.05
+        reported += bool(found["findings"])
+        breaches += found["groupings"]["side"]["impact"]["breach"]
+    assert uncorrected >= 5
+    assert reported <= 1
+    assert breaches == 0
+
+
+def test_many_small_groups_differ_by_chance_and_do_not_breach():
+    """Ten groups of 60 at one rate: the observed min/max is far below four fifths, and says nothing."""
+    ratios, claims = [], 0
+    for seed in range(200):
+        kept = np.random.default_rng(seed).binomial(60, 0.4, 10)
+        impact = bias.impact(list("abcdefghij"), kept, np.full(10, 60), BiasConfig())
+        ratios.append(impact["ratio"])
+        claims += impact["high"] < 1
+        assert not impact["breach"]
+    assert np.mean(ratios) < 0.7
+    assert claims <= 0.05 * 200
+
+
+def test_impact_interval_covers_at_the_limit():
+    """At a true ratio of exactly the limit a breach may be claimed in at most 5% of repeats."""
+    breaches = 0
+    for seed in range(200):
+        kept = np.random.default_rng(seed).binomial(400, [0.4, 0.5, 0.5])
+        breaches += bias.impact(list("abc"), kept, np.full(3, 400), BiasConfig())["breach"]
+    assert breaches <= 0.05 * 200
+
+
+# --- config ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(
+    "mapping, expected",
+    [
+        ({"lexicons": {"gender": {"women": []}}}, "lexicons.gender.women"),
+        ({"attributes": {"work": ["nurse", " "]}}, "attributes.work"),
+        ({"lexicons": {"language": {"x": ["y"]}}}, "'language' is the name of a lexicon too"),
+        ({"minimum_group": 0}, "minimum_group: found 0"),
+        ({"limit": 1.5}, "limit: found 1.5"),
+        ({"lexicon": {}}, "did you mean 'lexicons'"),
+    ],
+)
+def test_config_errors_name_the_key(mapping, expected):
+    with pytest.raises(UserError, match=expected):
+        parse(BiasConfig, mapping, "params.yaml: audit.bias")
