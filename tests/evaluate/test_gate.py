@@ -2,14 +2,17 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
+from vlmpipe.compose import compose
 from vlmpipe.config import parse
 from vlmpipe.errors import GateFailed, UserError
 from vlmpipe.evaluate.gate import GateConfig, gate
 from vlmpipe.shards import sha256_file, write_json
 
+ROOT = Path(__file__).parents[2]
 
 def run(tmp_path, rules, metrics, n=None, details=None, champion=None, name="finetune"):
     """Judge, and return (verdict, message or None)."""
@@ -134,6 +137,7 @@ def test_empty_evidence_is_refused(tmp_path, content):
     "rules, message",
     [
         ({}, "found none"),
+        ({"a": None}, "found none"),
         ({"a": {"metric": "m"}}, "found no limit"),
         ({"a": {"metric": "m", "min": 2, "max": 1}}, "min 2.0 over max 1.0"),
         ({"a": {"metric": "m", "max_drop": -0.1}}, "margins at least 0"),
@@ -144,3 +148,14 @@ def test_empty_evidence_is_refused(tmp_path, content):
 def test_useless_rules_are_refused(rules, message):
     with pytest.raises(UserError, match=message):
         parse(GateConfig, {"rules": rules}, "gates.data")
+
+
+@pytest.mark.parametrize("choice", sorted(path.stem for path in (ROOT / "configs/gates").glob("*.yaml")))
+def test_shipped_gates_parse_and_guard_promotion(choice):
+    gates = compose("scenes", [f"gates={choice}"], ROOT / "configs")["gates"]
+    parsed = {name: parse(GateConfig, given, f"gates.{name}") for name, given in gates.items()}
+    assert set(parsed) == {"data", "pretrain", "finetune"}
+    rules = [rule for rule in parsed["finetune"].rules.values() if rule]
+    assert any(rule.metric == "vqa.accuracy" and rule.max_drop is not None for rule in rules)
+    assert any(rule.metric == "vqa.accuracy_wrong_image" and rule.max is not None for rule in rules)
+    assert any(rule and rule.metric == "evaluation.overlap" and rule.max == 0 for rule in parsed["data"].rules.values())

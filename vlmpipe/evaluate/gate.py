@@ -48,12 +48,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Rules by name, so that one is overridden as `gates.finetune.rules.accuracy.min=0.9`."""
+    """Rules by name: one is overridden as `gates.finetune.rules.accuracy.min=0.9`, and null drops an inherited one."""
 
-    rules: dict[str, Rule]
+    rules: dict[str, Rule | None]
 
     def __post_init__(self):
-        if not self.rules:
+        if not any(self.rules.values()):
             raise UserError("rules: found none; expected at least one; a gate without rules passes anything")
 
 
@@ -80,9 +80,8 @@ def gate(name: str, metrics: Sequence[Path], champion: Path | None, out: Path, c
     """
     evidence = merge(metrics)
     reigning = _read_champion(champion)
-    checks = [
-        {"name": key, **check} for key, rule in config.rules.items() for check in judge(rule, evidence, reigning)
-    ]
+    rules = {key: rule for key, rule in config.rules.items() if rule}
+    checks = [{"name": key, **check} for key, rule in rules.items() for check in judge(rule, evidence, reigning)]
     failures = [check for check in checks if not check["passed"]]
     verdict = {
         "gate": name,
