@@ -42,14 +42,14 @@ def test_death_by_signal_is_reported_as_shells_do():
     assert process.start(["sh", "-c", "kill -9 $$"]).wait() == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize("end", ["stop", "terminate"])
-def test_ending_a_child_ends_its_descendants(tmp_path, end):
+@pytest.mark.parametrize("end, number", [("stop", signal.SIGKILL), ("terminate", signal.SIGTERM)])
+def test_ending_a_child_ends_its_descendants(tmp_path, end, number):
     child = process.start(["sh", "-c", FAMILY.format(pids=tmp_path / "pids")])
     family = read_pids(tmp_path / "pids", 2)
     assert all(map(alive, family))
     process.stop(child) if end == "stop" else child.terminate()
     wait_until(lambda: not any(map(alive, family)))
-    assert child.wait() == 128 + signal.SIGKILL
+    assert child.wait() == 128 + number
 
 
 def test_what_a_child_leaves_behind_is_ended(tmp_path):
@@ -59,7 +59,8 @@ def test_what_a_child_leaves_behind_is_ended(tmp_path):
 
 
 def test_descendants_die_when_the_parent_is_killed(tmp_path):
-    script = f"from vlmpipe import process; process.start(['sh', '-c', {FAMILY.format(pids=tmp_path / 'pids')!r}]).wait()"
+    family = FAMILY.format(pids=tmp_path / "pids")
+    script = f"from vlmpipe import process; process.start(['sh', '-c', {family!r}]).wait()"
     parent = subprocess.Popen([sys.executable, "-c", script])
     family = read_pids(tmp_path / "pids", 2)
     parent.kill()

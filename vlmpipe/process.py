@@ -31,7 +31,7 @@ def start(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: 
 
     Returns:
         The supervisor. Its exit status is the command's (128 + signal where a signal ended it); closing its `stdin`
-        or terminating it ends the command. `wait`, `poll` and `stdout` work as usual.
+        kills the command, `terminate` asks it to end. `wait`, `poll` and `stdout` work as usual.
     """
     # -S and -P: no site-packages and no folder of this file on the path; it starts in 15 ms.
     return subprocess.Popen(
@@ -50,22 +50,22 @@ def stop(child: subprocess.Popen) -> int:
 
 def _supervise(command: Sequence[str]) -> int:
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    signal.signal(signal.SIGTERM, lambda *_: _kill_group(child.pid))
+    signal.signal(signal.SIGTERM, lambda *_: _signal_group(child.pid, signal.SIGTERM))
 
     def kill_at_end_of_parent() -> None:
         os.read(0, 1)  # nobody writes: it returns when the last writing end is closed
-        _kill_group(child.pid)
+        _signal_group(child.pid, signal.SIGKILL)
 
     threading.Thread(target=kill_at_end_of_parent, daemon=True).start()
     status = child.wait()
-    _kill_group(child.pid)  # what a crashed stage left running must not meet its next attempt
+    _signal_group(child.pid, signal.SIGKILL)  # what a crashed stage left running must not meet its next attempt
     return status if status >= 0 else 128 - status
 
 
-def _kill_group(group: int) -> None:
+def _signal_group(group: int, number: int) -> None:
     # macOS answers PermissionError for a group of zombies.
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(group, number)
 
 
 def die_with_parent(poll_s: float = 1.0) -> None:

@@ -1,0 +1,150 @@
+"""A throw-away workspace: a real git and DVC repository with six trivial stages, a gate among them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO = Path(__file__).parents[2]
+
+DVC_YAML = """
+stages:
+  download:
+    foreach: [one, two]
+    do:
+      cmd: python work.py download ${item}
+      deps: [work.py, "lists/${item}.txt"]
+      outs: ["data/toy/pools/${item}": {persist: true}]
+      meta: {retries: 1}
+  select:
+    cmd: python work.py select
+    deps: [data/toy/pools]
+    params: [threshold]
+    outs: [data/toy/selection]
+  gate_data:
+    cmd: python work.py gate
+    deps: [data/toy/selection]
+    params: [floor]
+    outs: ["results/toy/gates/data/verdict.json": {cache: false}]
+  pack:
+    cmd: python work.py pack
+    deps: [data/toy/selection, results/toy/gates/data/verdict.json]
+    outs: [data/toy/packed]
+  report:
+    cmd: python work.py report
+    deps: [data/toy/packed]
+    outs: [data/toy/report]
+"""
+
+WORK = '''
+import json, os, sys, time
+from pathlib import Path
+
+stage, name = sys.argv[1], (sys.argv[2:] or [""])[0]
+params = {line.split(": ")[0]: line.split(": ")[1] for line in Path("params.yaml").read_text().splitlines()}
+with open("log.txt", "a") as log:
+    log.write(f"{stage} {name}\\n".strip() + "\\n" if not name else f"{stage} {name}\\n")
+
+def write(path, text):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+if stage == "download":
+    if Path("slow").exists():
+        write(f"pid-{name}", str(os.getpid()))
+        for step in range(1, 101):
+            print(f"download {name}: {step}/100 ({step}%) 5.0/s", file=sys.stderr, flush=True)
+            time.sleep(0.2)
+    if Path(f"flaky-{name}").exists():
+        Path(f"flaky-{name}").unlink()
+        raise RuntimeError("the host hung up")
+    if Path(f"bad-{name}").exists():
+        sys.exit("error: found nothing; expected a list; write one")
+    write(f"data/toy/pools/{name}/rows.txt", Path(f"lists/{name}.txt").read_text())
+elif stage == "select":
+    rows = sorted(row for path in Path("data/toy/pools").glob("*/rows.txt") for row in path.read_text().split())
+    kept = [row for row in rows if float(row) >= float(params["threshold"])]
+    write("data/toy/selection/rows.txt", " ".join(kept))
+    steps = [{"reason": "low", "rows": len(rows), "dropped": len(rows) - len(kept)}]
+    write("data/toy/selection/funnel.json", json.dumps({"steps": steps}))
+elif stage == "gate":
+    from vlmpipe.evaluate.gate import GateConfig, Rule, gate
+    from vlmpipe.errors import GateFailed
+    kept = len(Path("data/toy/selection/rows.txt").read_text().split())
+    write("metrics.json", json.dumps({"metrics": {"kept": kept}, "n": {"kept": kept}}))
+    try:
+        gate("data", [Path("metrics.json")], None, Path("results/toy/gates/data/verdict.json"),
+             GateConfig({"kept": Rule("kept", min=float(params["floor"]))}))
+    except GateFailed as failed:
+        sys.exit(f"gate failed: {failed}")
+elif stage == "pack":
+    write("data/toy/packed/rows.txt", Path("data/toy/selection/rows.txt").read_text())
+elif stage == "report":
+    write("data/toy/report/index.html", "<p>report</p>")
+'''
+
+
+class Workspace:
+    def __init__(self, root: Path):
+        self.root = root
+
+    def git(self, *arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=self.root, check=True, capture_output=True, text=True).stdout.strip()
+
+    def set(self, **values) -> None:
+        path = self.root / "params.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+
+    def log(self) -> list[str]:
+        """Which stages ran, and forget them."""
+        path = self.root / "log.txt"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return lines
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+        return {
+            **kept, "PATH": path, "PYTHONPATH": str(REPO), "DVC_NO_ANALYTICS": "1",
+            "PREFECT_SERVER_API_PORT": "1",  # nobody answers there: a temporary server for each run
+        }
+
+    def start(self, code: str, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=self.root, env=self.environment() | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+
+    def python(self, code: str, **environment: str) -> tuple[int, str]:
+        """Run code in the workspace; exit status and all output."""
+        child = self.start(code, **environment)
+        return child.wait(timeout=240) if not (output := child.communicate(timeout=240)[0]) else child.returncode, output
+
+    def dvc(self, *arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments], cwd=self.root, env=self.environment(), check=True,
+            capture_output=True, text=True,
+        ).stdout
+
+
+@pytest.fixture
+def toy(tmp_path) -> Workspace:
+    workspace = Workspace(tmp_path / "toy")
+    (workspace.root / "lists").mkdir(parents=True)
+    workspace.git("init", "--quiet")
+    workspace.dvc("init", "--quiet")
+    workspace.dvc("remote", "add", "--default", "--quiet", "local", "remote")
+    files = {
+        "dvc.yaml": DVC_YAML, "work.py": WORK, "lists/one.txt": "1 2 3", "lists/two.txt": "4 5 6",
+        "params.yaml": "floor: 1\nprofile: toy\nresults: results/toy\nroot: data/toy\nthreshold: 2\n",
+        ".gitignore": "/data/\n/remote/\n/log.txt\n/metrics.json\n/slow\n/pid-*\n/flaky-*\n/bad-*\n__pycache__/\n",
+    }
+    for name, text in files.items():
+        (workspace.root / name).write_text(text)
+    workspace.git("add", ".")
+    workspace.git("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "start")
+    return workspace

@@ -1,0 +1,371 @@
+"""After the DAG: git keeps the record, the DVC remote the data, registry tags the versions and the champion.
+
+A version is a git tag `<name>-<profile>@vX.Y.Z` on the commit whose dvc.lock holds the model; the champion is the
+version with the latest tag `<name>-<profile>#champion#N`. GTO writes these tags and its documented format is read
+here from git. `results/<profile>/champion.json` repeats what gates compare with. Each step looks at what is there
+first, so that a publication that was cut off goes on when it is run again.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlmpipe.config import nearest, parse
+from vlmpipe.errors import UserError
+from vlmpipe.process import run_lock
+from vlmpipe.shards import sha256_file, write_json
+
+CHAMPION = "champion"
+IDENTITY = {"NAME": "vlmpipe", "EMAIL": "vlmpipe@localhost"}
+SEMVER = re.compile(r"v\d+\.\d+\.\d+")
+MODEL_STAGE = "finetune"
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """`name`: versions are called `<name>-<profile>`; `remote`: a DVC remote, null for the default one;
+    `push`: whether data goes there after each run."""
+
+    name: str = "vlm"
+    remote: str | None = None
+    push: bool = True
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
+            raise UserError(f"found name '{self.name}'; expected lower-case letters, digits and dashes; rename it")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model: its version, its commit and what that commit says about it."""
+
+    name: str
+    rev: str
+    model: str | None
+    data: str | None
+    verdict: Mapping[str, Any] | None
+
+
+# --- what callers use --------------------------------------------------------------------------------------
+
+def publish(root: Path, params: Mapping[str, Any], promote: bool = True) -> list[str]:
+    """Commit the record of a run, push its data, and promote its model if that is new and its gate said yes.
+
+    Args:
+        promote: False for runs that end before the last gate.
+
+    Returns:
+        A line for each thing done or left as it was.
+
+    Raises:
+        UserError: not a git repository, no remote, or a promotion that the verdict doesn't cover.
+    """
+    registry = Registry(root, params)
+    said = [registry.commit(f"Record a run of profile {registry.profile}", registry.record)]
+    if registry.config.push:
+        said.append(registry.push())
+    if promote:
+        said += registry.promote()
+    return said
+
+
+def models(params: Mapping[str, Any], root: Path | None = None) -> None:
+    """Print the table of versions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    registry = Registry(root or Path.cwd(), params)
+    table = Table("version", "champion", "verdict", "metrics", "data", "commit", title=registry.name)
+    for row in registry.rows():
+        mark = "champion" if row["champion"] else ""
+        metrics = "\n".join(f"{key} {value:.4g}" for key, value in row["metrics"].items() if value is not None)
+        table.add_row(row["version"], mark, row["verdict"], metrics, (row["data"] or "?")[:12], row["rev"][:12])
+    Console().print(table if table.row_count else f"no version of {registry.name} yet; `vlmpipe run` makes one")
+
+
+def rollback(version: str, params: Mapping[str, Any], root: Path | None = None) -> None:
+    """Move the champion to an earlier (or later) registered version.
+
+    Raises:
+        UserError: there is no such version, or a run is going.
+    """
+    registry = Registry(root or Path.cwd(), params)
+    with run_lock(registry.root / "data/state/run.lock"):
+        print(registry.roll_back(version if version.startswith("v") else f"v{version}"))
+
+
+def champion_model(params: Mapping[str, Any], root: Path | None = None) -> Path:
+    """The champion's model directory as of its commit, from the DVC cache or the remote; kept once fetched.
+
+    Raises:
+        UserError: there is no champion, or its files are in neither place.
+    """
+    registry = Registry(root or Path.cwd(), params)
+    champion = registry.champion()
+    if champion is None:
+        raise UserError(f"found no champion of {registry.name}; expected a promoted model; `vlmpipe run` makes one")
+    return registry.materialise(champion)
+
+
+# --- the registry of one profile ---------------------------------------------------------------------------
+
+class Registry:
+    """Versions of one profile's model in one workspace."""
+
+    def __init__(self, root: Path, params: Mapping[str, Any]):
+        self.root = Path(root)
+        self.config = parse(PublishConfig, params.get("publish"), "params.yaml: publish")
+        self.profile = str(params["profile"])
+        self.name = f"{self.config.name}-{re.sub('[^a-z0-9]+', '-', self.profile.lower())}"
+        self.results, data = str(params["results"]), str(params["root"])
+        self.model_path, self.data_path = f"{data}/models/{MODEL_STAGE}", f"{data}/packed"
+        self.verdict_path = f"{self.results}/gates/{MODEL_STAGE}/verdict.json"
+        self.champion_path = f"{self.results}/champion.json"
+        self.record = ["dvc.lock", "params.yaml", self.results]
+        if not self._git("rev-parse", "--git-dir", check=False):
+            raise UserError(f"{self.root} is not a git repository; expected one: versions are its tags; `git init`")
+
+    def commit(self, message: str, paths: Sequence[str]) -> str:
+        """Commit these paths and nothing else, if they changed."""
+        present = [path for path in paths if (self.root / path).exists() or self._git("ls-files", "--", path)]
+        if not present or not self._git("status", "--porcelain", "--untracked-files=all", "--", *present):
+            return "git: nothing new to commit"
+        self._git("add", "--", *present)
+        self._git("commit", "--quiet", "-m", message, "--", *present)
+        others = self._git("status", "--porcelain", "--untracked-files=no").splitlines()
+        note = f"; {len(others)} other changed file(s) are not in it" if others else ""
+        return f"git: committed {self._git('rev-parse', '--short', 'HEAD')}{note}"
+
+    def push(self) -> str:
+        """Push what dvc.lock names to the remote."""
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        try:
+            with contextlib.closing(Repo(str(self.root))) as repo:
+                remote = self.config.remote or repo.config["core"].get("remote")
+                count = repo.push(remote=self.config.remote)
+        except DvcException as error:
+            raise UserError(
+                f"dvc push failed: {' '.join(str(error).split())}; expected a reachable remote (`dvc remote list`); "
+                f"mend it and rerun, or set publish.push=false"
+            ) from None
+        return f"dvc: {count} file(s) pushed to remote '{remote}'"
+
+    def promote(self) -> list[str]:
+        """Register this workspace's model and make it the champion, once."""
+        lock = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8")) or {}
+        model = out_md5(lock, self.model_path)
+        if model is None:
+            return [f"registry: dvc.lock holds no {self.model_path}; nothing to register"]
+        known = next((version for version in self.versions if version.model == model), None)
+        champion = self.champion()
+        if known and self._was_champion(known):
+            said = f"registry: the model is {known.name} as before; the champion is {champion.name}"
+            return [said, *self._write_champion(champion)]
+        self.check_verdict(lock, model, champion)
+        version = known or self._register(model)
+        return [self._crown(version), *self._write_champion(version)]
+
+    def check_verdict(self, lock: Mapping, model: str, champion: Version | None) -> None:
+        """Refuse what the gate has not judged.
+
+        Raises:
+            UserError: the verdict is missing, failed, or about other metrics, another model or another champion.
+        """
+        again = f"rerun the gate (`dvc repro --single-item --force gate_{MODEL_STAGE}`), then `vlmpipe run`"
+        verdict = read_verdict(self._text(None, self.verdict_path))
+        if verdict is None:
+            raise UserError(f"no promotion: found no verdict {self.verdict_path}; expected the gate's; {again}")
+        if not verdict["passed"]:
+            raise UserError(f"no promotion: {self.verdict_path} says failed; expected passed; read its rules")
+        if not verdict["metric_files"]:
+            raise UserError(f"no promotion: {self.verdict_path} names no metric file; expected at least one; {again}")
+        for file in verdict["metric_files"]:
+            path = self.root / file["path"]
+            if not path.exists() or sha256_file(path) != file["sha256"]:
+                raise UserError(f"no promotion: {file['path']} is not what the verdict was made from; {again}")
+        for stage, md5 in consumers(lock, self.model_path):
+            if md5 != model:
+                raise UserError(f"no promotion: stage {stage} last saw another model than dvc.lock holds; `dvc repro`")
+        reigning = champion.name if champion else None
+        if verdict["champion"] != reigning:
+            raise UserError(f"no promotion: the verdict compares with champion {verdict['champion'] or 'none'}; "
+                            f"expected {reigning or 'none'}, the champion now; {again}")
+
+    def roll_back(self, version: str) -> str:
+        found = next((known for known in self.versions if known.name == version), None)
+        if found is None:
+            names = [known.name for known in self.versions]
+            raise UserError(f"found no version '{version}' of {self.name}{nearest(version, names)}; "
+                            f"expected one of: {', '.join(names) or 'none yet'}")
+        before = self.champion()
+        said = f"the champion is {version} already" if before == found else self._crown(found)
+        self._write_champion(found)
+        return said
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Plain rows of the table of versions, newest first."""
+        champion = self.champion()
+        return [
+            {
+                "version": version.name, "rev": version.rev, "champion": version == champion, "data": version.data,
+                "model": version.model, "metrics": dict((version.verdict or {}).get("metrics", {})),
+                "verdict": "none" if version.verdict is None else "passed" if version.verdict["passed"] else "failed",
+            }
+            for version in reversed(self.versions)
+        ]
+
+    @cached_property
+    def versions(self) -> list[Version]:
+        """Registered versions, oldest first."""
+        tags = self._tags(f"{self.name}@*")
+        names = [tag.partition("@")[2] for tag in tags if f"{tag}!" not in tags]  # `!` takes a registration back
+        names = sorted(filter(SEMVER.fullmatch, names), key=lambda name: tuple(map(int, name[1:].split("."))))
+        return [self._version(name, tags[f"{self.name}@{name}"]) for name in names]
+
+    def champion(self) -> Version | None:
+        # The counter decides: tags of one second have no other order.
+        assigned = sorted((int(tag.rpartition("#")[2]), rev) for tag, rev in self._assignments().items())
+        return next((version for version in self.versions if assigned and version.rev == assigned[-1][1]), None)
+
+    def materialise(self, version: Version) -> Path:
+        from dvc.api import DVCFileSystem
+        from dvc.exceptions import DvcException
+
+        target = self.root / "data/state/champions" / f"{self.name}-{version.name}"
+        if target.exists():
+            return target
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        model_path = f"{self._params_at(version.rev)['root']}/models/{MODEL_STAGE}"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            DVCFileSystem(str(self.root), rev=version.rev).get(model_path, str(partial), recursive=True)
+            partial.rename(target)
+        except (DvcException, FileNotFoundError) as error:
+            raise UserError(
+                f"the files of {self.name} {version.name} are in neither the DVC cache nor the remote "
+                f"({' '.join(str(error).split())}); expected one of them; `dvc pull` or roll back"
+            ) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return target
+
+    # --- tags and files ---
+
+    def _register(self, model: str) -> Version:
+        import gto.api
+
+        rev = self._git("rev-parse", "HEAD")
+        with self._identity():
+            name = gto.api.register(str(self.root), self.name, rev, message=f"{self.name}: model {model}").version
+        del self.versions
+        return next(version for version in self.versions if version.name == name)
+
+    def _crown(self, version: Version) -> str:
+        import gto.api
+
+        with self._identity():
+            gto.api.assign(str(self.root), self.name, CHAMPION, version=version.name, force=True)
+        return f"registry: {self.name} {version.name} is the champion"
+
+    def _write_champion(self, version: Version) -> list[str]:
+        metrics = (version.verdict or {}).get("metrics", {})
+        champion = {"version": version.name, "rev": version.rev, "metrics": metrics}
+        write_json(self.root / self.champion_path, champion)
+        said = self.commit(f"{self.name}: {version.name} is the champion", [self.champion_path])
+        return [] if "nothing" in said else [said]
+
+    def _version(self, name: str, rev: str) -> Version:
+        lock = yaml.safe_load(self._text(rev, "dvc.lock") or "") or {}
+        root = self._params_at(rev).get("root")
+        verdict = read_verdict(self._text(rev, self.verdict_path))
+        model, data = out_md5(lock, f"{root}/models/{MODEL_STAGE}"), out_md5(lock, f"{root}/packed")
+        return Version(name, rev, model, data, verdict)
+
+    def _params_at(self, rev: str) -> Mapping[str, Any]:
+        return yaml.safe_load(self._text(rev, "params.yaml") or "") or {}
+
+    def _was_champion(self, version: Version) -> bool:
+        return version.rev in self._assignments().values()
+
+    def _assignments(self) -> dict[str, str]:
+        return self._tags(f"{self.name}#{CHAMPION}#*")
+
+    def _tags(self, pattern: str) -> dict[str, str]:
+        """Commit of each tag."""
+        form = "%(refname:strip=2) %(objectname) %(*objectname)"
+        lines = self._git("for-each-ref", f"--format={form}", f"refs/tags/{pattern}").splitlines()
+        return {line.split()[0]: line.split()[-1] for line in lines}
+
+    def _text(self, rev: str | None, path: str) -> str | None:
+        """A file as of a commit, or of the workspace; None where there is none."""
+        if rev is not None:
+            return self._git("show", f"{rev}:./{path}", check=False) or None
+        file = self.root / path
+        return file.read_text(encoding="utf-8") if file.exists() else None
+
+    def _git(self, *arguments: str, check: bool = True) -> str:
+        environment = {**self._fallback_identity, **os.environ} if arguments[0] == "commit" else None
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=self.root, env=environment, capture_output=True, text=True, check=check
+            )
+        except FileNotFoundError:
+            raise UserError("found no git; expected it on the PATH; install it") from None
+        except subprocess.CalledProcessError as error:
+            raise UserError(f"git {arguments[0]} failed: {' '.join((error.stderr or error.stdout).split())}; "
+                            f"expected a repository that takes commits; mend it and rerun") from None
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    @cached_property
+    def _fallback_identity(self) -> dict[str, str]:
+        """Author and committer for machines where git knows nobody; what is configured stands."""
+        return {
+            f"GIT_{role}_{key}": value
+            for key, value in IDENTITY.items() if not self._git("config", f"user.{key.lower()}", check=False)
+            for role in ("AUTHOR", "COMMITTER")
+        }
+
+    @contextlib.contextmanager
+    def _identity(self):
+        """The same for GTO, which takes it from the environment."""
+        added = {key: value for key, value in self._fallback_identity.items() if key not in os.environ}
+        os.environ.update(added)
+        try:
+            yield
+        finally:
+            for key in added:
+                del os.environ[key]
+
+
+def read_verdict(text: str | None) -> dict[str, Any] | None:
+    return None if text is None else json.loads(text)
+
+
+def out_md5(lock: Mapping[str, Any], path: str) -> str | None:
+    """The hash that dvc.lock holds for an out."""
+    return next((out.get("md5") for out in _entries(lock, "outs") if out["path"] == path), None)
+
+
+def consumers(lock: Mapping[str, Any], path: str) -> list[tuple[str, str | None]]:
+    """(stage, hash that it saw) of every stage that depends on `path`."""
+    stages = lock.get("stages", {})
+    return [
+        (name, dep.get("md5"))
+        for name, stage in stages.items() for dep in stage.get("deps", []) if dep["path"] == path
+    ]
+
+
+def _entries(lock: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]:
+    return (entry for stage in lock.get("stages", {}).values() for entry in stage.get(kind, []))
