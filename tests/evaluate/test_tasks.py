@@ -199,6 +199,13 @@ def test_spread_takes_turns_between_question_types():
     assert [sample.id for sample in spread(samples, 3)] == ["0", "9", "1"]
 
 
+@pytest.mark.parametrize("ids", [["a", "a"], ["../a"], [""]])
+def test_sample_ids_must_name_files(ids):
+    samples = [Sample(key, 0, 1, "q", ("a", "a")) for key in ids]
+    with pytest.raises(UserError, match="found sample id"):
+        tasks.run_task("vqa", samples, "place", "model", EvaluateConfig(), INLINE, "label")
+
+
 def test_missing_test_data_and_broken_pictures_name_the_remedy(place, tmp_path):
     config = EvaluateConfig(tasks=("captioning",))
     with pytest.raises(UserError, match="rerun the pack stage"):

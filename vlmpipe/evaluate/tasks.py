@@ -38,6 +38,10 @@ from vlmpipe.shards import write_bytes_atomic, write_json, write_table
 TaskName = Literal["captioning", "vqa"]
 
 
+# Sample ids name the files of attention maps.
+FILE_NAME = re.compile(r"[\w.-]+")
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What to measure and how.
@@ -167,9 +171,10 @@ def run_task(
     task: str, samples: Sequence[Sample], place: Path, model: Path, config: EvaluateConfig, cluster: Cluster, label: str
 ) -> Scores:
     """Predict in chunks wherever `cluster` says, then score all of them here."""
-    repeated = [key for key, count in Counter(sample.id for sample in samples).items() if count > 1]
-    if repeated:
-        raise UserError(f"found {len(repeated)} repeated sample ids in {place}, such as {repeated[0]!r}; expected none")
+    counts = Counter(sample.id for sample in samples)
+    odd = [key for key, count in counts.items() if count > 1 or not FILE_NAME.fullmatch(key)]
+    if odd:
+        raise UserError(f"{place}: found sample id {odd[0]!r}; expected each once and of letters, digits, . _ and -")
     starts = range(0, len(samples), config.chunk)
     chunks = [Chunk(f"samples from {at}", tuple(samples[at : at + config.chunk])) for at in starts]
     work = partial(predict_chunk, task=task, place=Path(place).absolute(), model=Path(model).absolute(), config=config)
@@ -447,4 +452,4 @@ def write_attention(directory: Path, task: str, samples: Sequence[Sample], place
         weights = attention_map(network, processor, picture, text).detach().float().numpy()
         archive = io.BytesIO()
         np.savez_compressed(archive, map=weights, picture=np.asarray(picture))
-        write_bytes_atomic(directory / f"{task}-{slug(sample.id)}.npz", archive.getvalue())
+        write_bytes_atomic(directory / f"{task}-{sample.id}.npz", archive.getvalue())
