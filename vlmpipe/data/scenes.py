@@ -182,19 +182,24 @@ def background(seed: int, size: int) -> Image.Image:
     rng = np.random.default_rng(seed)
     light, dark = _tones(rng)
     wash = Image.fromarray(rng.uniform(0, 1, (7, 7)).astype(np.float32))
-    mix = np.asarray(wash.resize((size, size), Image.Resampling.BICUBIC))
-    gradient = np.linspace(-1, 1, size)
+    mix = np.array(wash.resize((size, size), Image.Resampling.BICUBIC))
+    gradient = np.linspace(-0.25, 0.25, size, dtype=np.float32)
     turn = rng.uniform(0, 2 * math.pi)
-    mix = mix + 0.25 * (math.cos(turn) * gradient[None, :] + math.sin(turn) * gradient[:, None])
-    mix = np.clip(mix, 0, 1)[..., None]
-    pixels = light * (1 - mix) + dark * mix + rng.normal(0, 1.5, (size, size, 1))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    mix += math.cos(turn) * gradient[None, :] + math.sin(turn) * gradient[:, None]
+    mix += np.roll(_grain(size), rng.integers(size, size=2), (0, 1))
+    mask = Image.fromarray((np.clip(mix, 0, 1) * 255).astype(np.uint8))
+    return Image.composite(Image.new("RGB", (size, size), dark), Image.new("RGB", (size, size), light), mask)
 
 
-def _tones(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two pale tones, float [3] each: never as strong as a shape's colour."""
+@functools.lru_cache(maxsize=4)
+def _grain(size: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.02, (size, size)).astype(np.float32)
+
+
+def _tones(rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two pale RGB tones: never as strong as a shape's colour."""
     hue = rng.uniform(0, 2 * math.pi)
     phases = np.array([0, 2 * math.pi / 3, 4 * math.pi / 3])
     light = rng.uniform(222, 244) + rng.uniform(2, 14) * np.cos(hue + phases)
     dark = rng.uniform(150, 176) + rng.uniform(4, 22) * np.cos(hue + rng.uniform(-1.2, 1.2) + phases)
-    return light, dark
+    return tuple(int(v) for v in light), tuple(int(v) for v in dark)
