@@ -35,12 +35,12 @@ Report = Callable[[dict], None]
 
 OBJECT_STORE_BYTES = 256 * 2**20  # shards travel by path, so Ray's own store stays small
 OWN_RAY = "VLMPIPE_OWN_RAY"  # address of the Ray that `local_ray` started: this machine, this code
-LOOPBACK = "127.0.0.1"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # the cluster may be busy with others for a while
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
@@ -240,10 +240,10 @@ def _deaths(label: str, names: str, times: int) -> RuntimeError:
 
 # --- training ----------------------------------------------------------------------------------------------
 
-Worker = Callable[[dict, Report, Callable[[], bool]], dict]
+Worker = Callable[[Any, Report, Callable[[], bool]], dict]
 
 
-def run_training(worker: Worker, config: dict, cluster: Cluster, state: Path, name: str) -> dict:
+def run_training(worker: Worker, config: Any, cluster: Cluster, state: Path, name: str) -> dict:
     """Run `worker(config, report, stopped)` on every training worker and return what the first one returns.
 
     `report(facts)` is for rank 0 (`step`, `steps`, numbers to show); the facts go to the terminal here and to
@@ -300,7 +300,10 @@ def _train_on_ray(task: dict, cluster: Cluster, state: Path, name: str) -> dict:
             ),
             run_config=RunConfig(
                 name=name, storage_path=str(state / "ray"),
-                failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=0),
+                # A group that can't start counts as a failure of the controller, by default for ever.
+                failure_config=FailureConfig(
+                    max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
+                ),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -412,8 +415,8 @@ def joined(cluster: Cluster) -> Iterator[None]:
 
 def _start(ray: Any, **options: Any) -> Any:
     return ray.init(
-        address="local", _node_ip_address=LOOPBACK, include_dashboard=False, log_to_driver=False,
-        logging_level="error", object_store_memory=OBJECT_STORE_BYTES, job_config=_job(ray), **options,
+        address="local", include_dashboard=False, log_to_driver=False, logging_level="error",
+        object_store_memory=OBJECT_STORE_BYTES, job_config=_job(ray), **options,
     )
 
 
@@ -499,7 +502,7 @@ def check_resources(count: int, each: dict[str, float], setting: str) -> None:
 
 @contextmanager
 def local_ray(cpus: int | None = None) -> Iterator[str]:
-    """Start one Ray on this machine's loopback and yield its address; it ends with the block or this process.
+    """Start one Ray on this machine and yield its address; it ends with the block or this process.
 
     Inside the block RAY_ADDRESS and Ray's token stand in this process's environment, so that every stage
     started from it joins. `cpus` defaults to all cores.
