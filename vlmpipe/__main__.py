@@ -103,10 +103,6 @@ def _profile_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _workspace_profile(options: argparse.Namespace) -> dict:
-    return compose.read_params()
-
-
 # --- what people type --------------------------------------------------------------------------------------
 
 def _compose(options: argparse.Namespace) -> None:
@@ -117,33 +113,34 @@ def _compose(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from flows.pipeline import run
+    from flows.launch import run
 
-    return run(options.flow, options.profile, options.overrides)
+    return run(options.flow, options.profile, options.overrides, options.targets)
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from flows.pipeline import ui
+    from flows.launch import ui
 
     return ui(options.host, options.port)
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from flows.pipeline import serve_schedules
+    from flows.launch import serve
 
-    return serve_schedules(options)
+    cron = options.cron or (None if options.interval else "0 2 * * *")
+    return serve(options.profile, options.overrides, cron=cron, interval_s=options.interval, flow=options.flow)
 
 
 def _models(options: argparse.Namespace) -> None:
     from vlmpipe.publish import models
 
-    models(_workspace_profile(options))
+    models(compose.read_params())
 
 
 def _rollback(options: argparse.Namespace) -> None:
     from vlmpipe.publish import rollback
 
-    rollback(options.version, _workspace_profile(options))
+    rollback(options.version, compose.read_params())
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -172,7 +169,7 @@ def _champion_and_image(options: argparse.Namespace):
     from vlmpipe.publish import champion_model
 
     image = open_image(options.image)
-    directory = options.model or champion_model(_workspace_profile(options))
+    directory = options.model or champion_model(compose.read_params())
     return *load(directory), image
 
 
@@ -188,7 +185,17 @@ def _ask_options(command: argparse.ArgumentParser) -> None:
 
 def _run_options(command: argparse.ArgumentParser) -> None:
     _profile_options(command)
-    command.add_argument("--flow", choices=["pipeline", "curate", "train"], default="pipeline")
+    _flow_option(command)
+    command.add_argument(
+        "targets", nargs="*", metavar="STAGE", help="run only these stages and what is above them (default: all)"
+    )
+
+
+def _flow_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--flow", choices=["pipeline", "curate", "train"], default="pipeline",
+        help="pipeline: all; curate: up to the packed dataset; train: from pretrain on",
+    )
 
 
 def _ui_options(command: argparse.ArgumentParser) -> None:
@@ -202,7 +209,9 @@ def _rollback_options(command: argparse.ArgumentParser) -> None:
 
 def _serve_options(command: argparse.ArgumentParser) -> None:
     _profile_options(command)
-    command.add_argument("--cron", default="0 2 * * *", help="when the pipeline runs (default: nightly at 02:00)")
+    _flow_option(command)
+    command.add_argument("--cron", help="when it runs (default: '0 2 * * *', nightly at 02:00)")
+    command.add_argument("--interval", type=float, metavar="SECONDS", help="run this often instead")
 
 
 def _no_options(command: argparse.ArgumentParser) -> None:
