@@ -57,7 +57,7 @@ def test_wilson_of_newcombes_table():
 
 def test_difference_of_newcombes_table():
     """Newcombe 1998, "Interval estimation for the difference", table II, method 10: 56/70 - 48/80 and 9/10 - 3/10."""
-    low, high = bias.difference_interval(np.array([56, 9]), np.array([70, 10]), np.array([48, 3]), np.array([80, 10]), Z95)
+    low, high = bias.difference_interval([56, 9], [70, 10], [48, 3], [80, 10], Z95)
     np.testing.assert_allclose(low, [0.0524, 0.1705], atol=5e-5)
     np.testing.assert_allclose(high, [0.3339, 0.8090], atol=5e-5)
 
@@ -73,7 +73,7 @@ def test_ratio_interval_is_where_the_difference_of_scaled_shares_touches_zero():
 
 
 def test_ratio_interval_at_the_edges():
-    low, high = bias.ratio_interval(np.array([0, 10, 10]), np.array([50, 10, 50]), np.array([25, 10, 0]), np.array([50, 10, 50]), Z95)
+    low, high = bias.ratio_interval([0, 10, 10], [50, 10, 50], [25, 10, 0], [50, 10, 50], Z95)
     assert low[0] == 0 and 0 < high[0] < 0.3
     assert low[1] < 1 < high[1] and np.isfinite(high[1])
     assert np.isinf(high[2]) and low[2] > 1

@@ -1,0 +1,164 @@
+"""The audit: what is expected of the data and how groups fared, as evidence. The verdict is the gate's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlmpipe.curate import bias
+from vlmpipe.curate.bias import BiasConfig
+from vlmpipe.curate.census import Facts, collect, evaluation_images, find_sources, frames, group_columns
+from vlmpipe.curate.duplicates import Near
+from vlmpipe.curate.expectations import ExpectationsConfig, clear, suites, validate
+from vlmpipe.errors import UserError
+from vlmpipe.shards import write_json
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """evaluation: the question splits whose pictures must not be in the selection. near: when a kept picture counts as
+    one of theirs, beside having the very same bytes."""
+
+    expectations: ExpectationsConfig = field(default_factory=ExpectationsConfig)
+    bias: BiasConfig = field(default_factory=BiasConfig)
+    evaluation: tuple[str, ...] = ("test",)
+    near: Near = field(default_factory=Near)
+
+    def __post_init__(self):
+        if not self.evaluation:
+            raise UserError("evaluation: found no split; expected at least one; name the splits of the questions")
+
+
+def audit(pools: Path, annotations: Path, selection: Path, questions: Path, out: Path, config: AuditConfig) -> None:
+    """Write expectations.json, bias.json, metrics.json and data_docs/ to `out`.
+
+    A breach is evidence like everything else: it is written, and nothing is raised.
+
+    Raises:
+        UserError: an input is missing, incomplete or without its key columns, or a configured column exists nowhere.
+    """
+    sources = find_sources(pools, annotations, selection)
+    columns = group_columns(sources, config.bias.columns)
+    evaluation = evaluation_images(questions, config.evaluation)
+    facts = collect(sources, columns, evaluation, config.near, config.bias)
+    out.mkdir(parents=True, exist_ok=True)
+    clear(out / "data_docs")
+    names = [source.name for source in sources]
+    batches = frames(sources, facts, config.expectations)
+    expectations = validate(suites(names, config.expectations), batches, out / "data_docs")
+    table = bias.measure(
+        facts.identities, facts.columns, facts.attributes, facts.outcome, facts.reasons, facts.scores, config.bias
+    )
+    write_json(out / "expectations.json", expectations)
+    write_json(out / "bias.json", table | {"limit": config.bias.limit, "minimum_group": config.bias.minimum_group})
+    write_json(out / "metrics.json", metrics(facts, expectations, table))
+
+
+# --- numbers for the gate ----------------------------------------------------------------------------------
+
+def metrics(facts: Facts, expectations: Sequence[dict], table: dict) -> dict:
+    """`{"metrics": {name: number}, "n": {name: count}, "details": {name: text}}`, as the gate reads it."""
+    found = _Metrics()
+    _expectation_metrics(found, expectations)
+    _selection_metrics(found, facts)
+    for name, grouping in table["groupings"].items():
+        _grouping_metrics(found, f"bias.{name}", grouping)
+    breaches = [name for name, grouping in table["groupings"].items() if grouping["impact"]["breach"]]
+    found.add("bias.breaches", len(breaches), len(table["groupings"]), ", ".join(breaches) or "none")
+    found.add("bias.findings", len(table["findings"]), table["tests"], _say_findings(table["findings"]))
+    return {"metrics": found.values, "n": found.n, "details": found.details}
+
+
+class _Metrics:
+    def __init__(self):
+        self.values, self.n, self.details = {}, {}, {}
+
+    def add(self, name: str, value: float, n: int, detail: str) -> None:
+        self.values[name], self.n[name], self.details[name] = value, int(n), detail
+
+
+def _expectation_metrics(found: _Metrics, expectations: Sequence[dict]) -> None:
+    failed = [record for record in expectations if not record["success"]]
+    failed.sort(key=lambda record: 0.0 if record["fraction"] is None else record["fraction"])
+    told = "; ".join(record["message"] for record in failed[:3]) or "all hold"
+    if len(failed) > 3:
+        told += f"; and {len(failed) - 3} more in expectations.json"
+    found.add("expectations.failed", len(failed), len(expectations), told)
+
+
+def _selection_metrics(found: _Metrics, facts: Facts) -> None:
+    pools, kept = facts.pools, int(facts.kept.sum())
+    rows, downloaded = int(pools["rows"].sum()), int(pools["downloaded"].sum())
+    worst = pools.loc[pools["success_rate"].idxmin()]
+    detail = f"lowest in pool {worst['pool']}: {worst['downloaded']} of {worst['rows']} rows"
+    found.add("download.success_rate", downloaded / max(rows, 1), rows, detail)
+    found.add("download.success_rate_min", float(worst["success_rate"]), int(worst["rows"]), detail)
+    detail = f"{kept} of {rows} rows, {downloaded} of them downloaded"
+    found.add("selection.kept", kept, rows, detail)
+    found.add("selection.kept_fraction", kept / max(rows, 1), rows, detail)
+    found.add("selection.kept_of_downloaded", kept / max(downloaded, 1), downloaded, detail)
+    astray = int(pools[["rows_without_decision", "decisions_without_row"]].to_numpy().sum())
+    found.add("selection.unaccounted", astray, rows, f"{astray} rows without a decision or decisions without a row")
+    overlap = int(facts.overlap.sum())
+    detail = f"{overlap} of {kept} kept rows show one of {facts.evaluation_images} evaluation pictures"
+    found.add("evaluation.overlap", overlap / max(kept, 1), kept, detail)
+    found.add("evaluation.overlap_rows", overlap, kept, detail)
+
+
+def _grouping_metrics(found: _Metrics, name: str, grouping: dict) -> None:
+    whole, tested = grouping["impact"], [group for group in grouping["groups"] if group["tested"]]
+    n, detail = sum(group["total"] for group in tested), _say_impact(grouping)
+    found.add(f"{name}.groups_tested", whole["groups"], n, ", ".join(group["group"] for group in tested) or "none")
+    if whole["ratio"] is not None:
+        found.add(f"{name}.impact_ratio", whole["ratio"], n, detail)
+    found.add(f"{name}.impact_ratio_upper", whole["high"], n, detail)
+    found.add(f"{name}.impact_ratio_lower", whole["low"], n, detail)
+    step = min(grouping["steps"], key=lambda step: step["alone"]["high"], default=None)
+    if step is not None:
+        found.add(f"{name}.rule_impact_ratio_upper", step["alone"]["high"], n, _say_step(step))
+    amplified = [group for group in tested if group["amplification"] is not None]
+    for label, pick in (("max", max), ("min", min)):
+        if amplified:
+            group = pick(amplified, key=lambda group: group["amplification"])
+            found.add(f"{name}.amplification_{label}", group["amplification"], group["total"], _say_amplified(group))
+    gaps = [group for group in tested if group["scores"]["ks"] is not None]
+    if gaps:
+        group = max(gaps, key=lambda group: group["scores"]["ks"])
+        told = f"{group['group']}: mean {group['scores']['mean']:.3f}, the rest {group['scores']['rest_mean']:.3f}"
+        found.add(f"{name}.score_gap", group["scores"]["ks"], group["scores"]["n"], told)
+
+
+def _say_step(step: dict) -> str:
+    alone = step["alone"]
+    if alone["ratio"] is None:
+        return f"rule {step['reason']}: fewer than two groups that are large enough reach it"
+    ratio = f"ratio {alone['ratio']:.3f} [{alone['low']:.3f}, {alone['high']:.3f}]"
+    return f"rule {step['reason']} passes {alone['worst']} against {alone['best']} at {ratio}"
+
+
+def _say_impact(grouping: dict) -> str:
+    whole, groups = grouping["impact"], {group["group"]: group for group in grouping["groups"]}
+    if whole["ratio"] is None:
+        return "not known: fewer than two groups are large enough, or nothing is kept"
+    worst, best = groups[whole["worst"]], groups[whole["best"]]
+    told = (
+        f"{worst['group']} keeps {worst['retention']:.3f} of {worst['total']} rows, "
+        f"{best['group']} {best['retention']:.3f} of {best['total']}: "
+        f"ratio {whole['ratio']:.3f} [{whole['low']:.3f}, {whole['high']:.3f}]"
+    )
+    rule = max(worst["reasons"], key=lambda rule: rule["excess"], default=None)
+    if rule is None or rule["excess"] <= 0:
+        return told
+    rates = f"{rule['rate']:.3f} of {worst['group']}, {rule['rest_rate']:.3f} of the rest"
+    return f"{told}; rule {rule['reason']} drops {rates}"
+
+
+def _say_amplified(group: dict) -> str:
+    return f"{group['group']}: share {group['share_before']:.3f} before, {group['share_after']:.3f} after"
+
+
+def _say_findings(findings: Sequence[dict]) -> str:
+    told = [
+        f"{one['grouping']}={one['group']} {one['reason'] or one['kind']} {one['effect']:+.3f}, q {one['q']:.2g}"
+        for one in findings[:3]
+    ]
+    return "; ".join(told) or "none"
