@@ -2,10 +2,15 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from vlmpipe.dispatch import Cluster, local_ray, map_shards, run_training
@@ -38,6 +43,27 @@ def die_once(number: int, marker: Path) -> int:
 
 def die(number: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def driver(code: str, **environment: str) -> subprocess.Popen:
+    """A process of its own that runs `code` with everything of this module at hand."""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "VLMPIPE_"))}
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from test_dispatch import *\n{code}"],
+        env={**inherited, "PYTHONPATH": path, **environment}, start_new_session=True,
+    )
+
+
+def wait_until(condition, seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +107,22 @@ def test_a_killed_worker_is_replaced(backend, request, tmp_path):
 def test_a_worker_that_always_dies_is_reported():
     with pytest.raises(RuntimeError, match=r"died 1 time.*at work on 3"):
         map_shards(die, [3], Cluster(backend="processes", max_failures=0), "items")
+
+
+def sleep_and_tell(number: int, folder: Path) -> None:
+    (folder / f"{number}").touch()
+    time.sleep(600)
+
+
+def test_processes_die_with_a_killed_parent(tmp_path):
+    task = f"partial(sleep_and_tell, folder=Path({str(tmp_path)!r}))"
+    code = f"map_shards({task}, [1, 2], Cluster('processes', tasks=2), 'x')"
+    parent = driver(code)
+    assert wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    parent.kill()
+    parent.wait()
+    assert len(family) >= 2 and wait_until(lambda: all(gone(child) for child in family), 10)
 
 
 # --- training ----------------------------------------------------------------------------------------------
@@ -145,3 +187,71 @@ def test_more_workers_than_the_cluster_holds_are_refused_at_once(ray_address, tm
         run_training(sum_of_ranks, {}, Cluster(workers=3, cpus_per_worker=1), tmp_path, "pretrain")
     with pytest.raises(UserError, match=r"1 CPU and 1 GPU each.*at most 0"):
         map_shards(square, [1], Cluster(gpus_per_task=1), "squares")
+
+
+def test_sigterm_ends_training_in_order(tmp_path):
+    code = (
+        f"facts = run_training(wait_for_stop, {{'ready': {str(tmp_path / 'ready')!r}}}, Cluster('inline', threads=1), "
+        f"Path({str(tmp_path)!r}), 'pretrain')\nsys.exit(0 if facts == {{'stopped': True}} else 1)"
+    )
+    process = driver(code)
+    assert wait_until((tmp_path / "ready").exists)
+    process.terminate()
+    assert process.wait(30) == 0
+    assert not (tmp_path / "stop").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process_of_ray_behind(tmp_path):
+    code = (
+        f"run_training(wait_for_stop, {{'ready': {str(tmp_path / 'ready')!r}}}, Cluster(cpus_per_worker=1), "
+        f"Path({str(tmp_path)!r}), 'pretrain')"
+    )
+    process = driver(code)
+    assert wait_until((tmp_path / "ready").exists, 120)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert any("RayTrainWorker" in child.name() or "ray::" in child.name() for child in family)
+    process.kill()
+    process.wait()
+    assert wait_until(lambda: all(gone(child) for child in family)), [c for c in family if not gone(c)]
+
+
+# --- joining -----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def apart(monkeypatch):
+    """No Ray in the environment, whatever other tests have there."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def test_an_address_that_nobody_answers_fails_at_once(apart):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+    with pytest.raises(UserError, match=f"nothing answers at the cluster address {address}.*ray start --head"):
+        map_shards(square, [1], Cluster(address=address), "squares")
+
+
+def test_an_address_of_something_else_is_told_apart(apart):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def answer():
+            connection, _ = server.accept()
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"what answers at the cluster address {address} is not Ray"):
+            map_shards(square, [1], Cluster(address=address), "squares")
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "head", ":6379"])
+def test_an_address_that_is_none_is_refused(apart, address):
+    with pytest.raises(UserError, match="expected host:port"):
+        map_shards(square, [1], Cluster(address=address), "squares")
+
+
+def test_values_that_make_no_cluster_are_refused():
+    with pytest.raises(UserError, match="found workers: 0; expected at least 1"):
+        Cluster(workers=0)

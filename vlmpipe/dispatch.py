@@ -19,9 +19,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -392,32 +392,20 @@ def joined(cluster: Cluster) -> Iterator[None]:
     """
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
-    address = cluster.joins
-    if address:
-        _check_reachable(address)
-        _use_known_token()
-    else:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one to the home
-    import ray
+    with ExitStack() as stack:
+        address = cluster.joins or stack.enter_context(local_ray())
+        if address != os.environ.get(OWN_RAY):
+            _check_reachable(address)
+            _use_known_token()
+        import ray  # only now: it reads the environment once
 
-    if ray.is_initialized():
+        if not ray.is_initialized():
+            handler = signal.getsignal(signal.SIGTERM)
+            _connect(ray, address)
+            stack.callback(ray.shutdown)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
         yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    _connect(ray, address) if address else _start(ray)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # ray.init replaces it
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _start(ray: Any, **options: Any) -> Any:
-    return ray.init(
-        address="local", include_dashboard=False, log_to_driver=False, logging_level="error",
-        object_store_memory=OBJECT_STORE_BYTES, job_config=_job(ray), **options,
-    )
 
 
 def _connect(ray: Any, address: str) -> None:
@@ -507,8 +495,7 @@ def local_ray(cpus: int | None = None) -> Iterator[str]:
     Inside the block RAY_ADDRESS and Ray's token stand in this process's environment, so that every stage
     started from it joins. `cpus` defaults to all cores.
     """
-    token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
-    environment = {**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    environment = {**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
     interface = "lo0" if sys.platform == "darwin" else "lo"
     head = subprocess.Popen(
         [sys.executable, "-c", "from vlmpipe.dispatch import _head; _head()", str(cpus or 0)],
@@ -526,6 +513,12 @@ def local_ray(cpus: int | None = None) -> Iterator[str]:
         head.wait(timeout=60)
 
 
+@cache
+def _token() -> str:
+    """One for all of this process, because Ray reads it once; in no file, so that it ends with us."""
+    return os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
+
+
 def _import_path() -> str:
     here = str(Path(__file__).parents[1])
     return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
@@ -540,8 +533,11 @@ def _head() -> None:
     # Short on purpose: Ray puts sockets below it, whose paths may have 107 bytes.
     folder = tempfile.mkdtemp(prefix="vlmpipe-ray-", dir="/tmp")
     try:
-        address = _start(ray, num_cpus=cpus, _temp_dir=folder).address_info["gcs_address"]
-        print(address, flush=True)
+        context = ray.init(
+            address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
+            log_to_driver=False, logging_level="error", _temp_dir=folder,
+        )
+        print(context.address_info["gcs_address"], flush=True)
         sys.stdin.read()
         ray.shutdown()
     finally:

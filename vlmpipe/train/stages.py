@@ -1,0 +1,205 @@
+"""The training stages: where data and weights come from, and the model directory that goes out.
+
+Each stage describes a `Job` and sends `work` to where training runs. A stage that is killed goes on from its
+checkpoint when it is run again with the same config, data and initial weights.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vlmpipe.config import nearest, to_dict
+from vlmpipe.dispatch import Cluster, run_training
+from vlmpipe.errors import UserError
+from vlmpipe.models.directory import build, load, save
+from vlmpipe.models.vlm import VLMConfig
+from vlmpipe.shards import sha256_file, write_json
+from vlmpipe.train.batches import Batches, decode_images, make_dataset
+from vlmpipe.train.checkpoint import fingerprint
+from vlmpipe.train.loop import CURVES, TrainConfig, place, train
+from vlmpipe.train.objectives import OBJECTIVES, objective_for
+from vlmpipe.train.sources import Source, read_packed, read_questions, read_shards
+
+# What transformers reads; pickled weights and other frameworks' files stay behind.
+HUGGING_FACE_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+# Settings that change when a run saves and shows, not what it computes.
+BESIDE_THE_RUN = ("log_every", "checkpoint_every", "keep")
+
+
+@dataclass(frozen=True)
+class ScorerConfig:
+    """What scores pairs: a CLIP or SigLIP from Hugging Face (directory or hub id), or one trained here."""
+
+    huggingface: str | None = None
+    model: VLMConfig | None = None
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if (self.huggingface is None) == (self.model is None):
+            found = "neither" if self.model is None else "both"
+            raise UserError(f"found {found} huggingface and model; expected one of the two; set the other to null")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run as it travels to its workers."""
+
+    kind: Literal["scorer", "pretrain", "finetune"]
+    config: TrainConfig
+    data: Path
+    state: Path
+    architecture: VLMConfig | None = None  # null: start from `init`
+    init: Path | None = None
+    rehearse: Path | None = None  # a packed dataset whose captions are trained on too
+
+
+def train_scorer(trusted: Path, out: Path, state: Path, config: ScorerConfig, cluster: Cluster) -> None:
+    """Train a dual encoder on the trusted set (the recipe of arXiv 2309.17425), or fetch the configured one."""
+    if config.huggingface is not None:
+        publish(out, lambda partial: fetch(config.huggingface, partial))
+        return
+    if config.model.heads.projection is None:
+        raise UserError("train.scorer.model: found no heads.projection; expected a dual encoder such as clip-tiny")
+    run(Job("scorer", config.train, trusted, state, architecture=config.model), out, cluster)
+
+
+def pretrain(packed: Path, out: Path, state: Path, model: VLMConfig, config: TrainConfig, cluster: Cluster) -> None:
+    """Train a new model on the packed captions."""
+    run(Job("pretrain", config, packed, state, architecture=model), out, cluster)
+
+
+def finetune(
+    init: Path, questions: Path, packed: Path, out: Path, state: Path, config: TrainConfig, cluster: Cluster
+) -> None:
+    """Go on from the model in `init` with the training questions, and with the captions where the config says so."""
+    rehearse = packed if config.captions else None
+    run(Job("finetune", config, Path(questions) / "train", state, init=init, rehearse=rehearse), out, cluster)
+
+
+def run(job: Job, out: Path, cluster: Cluster) -> None:
+    """Train where the cluster says, put the model directory at `out` and clear what was kept for resuming.
+
+    Raises:
+        KeyboardInterrupt: the stage was told to end (SIGTERM); its checkpoint is kept.
+    """
+    check_objective(job.config.objective)
+    paths = {name: value.absolute() for name, value in vars(job).items() if isinstance(value, Path)}
+    job = dataclasses.replace(job, **paths)  # workers may stand in another directory
+    summary = run_training(work, job, cluster, job.state, job.kind)
+    if summary["stopped"]:
+        raise KeyboardInterrupt
+    publish(out, lambda partial: shutil.copytree(job.state / "result", partial))
+    write_json(job.state / "timing.json", summary)
+    for path in job.state.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "timing.json":
+            path.unlink()
+
+
+def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) -> dict:
+    """What every training worker does; rank 0 leaves the model directory in `state/result`."""
+    rank, world = place()
+    config = job.config
+    source = read_source(job)
+    if job.architecture is None:
+        model, processor = load(job.init)
+    else:
+        model, processor = build(job.architecture, source.texts, config.seed)
+    images = decode_images(source.images, len(source.images), processor, job.state / "cache" / f"images-{rank}.npy")
+    dataset = make_dataset(images, source.pairs, processor, model.language_model is not None, config.per_row)
+    batches = Batches(dataset, config.batch_size // config.accumulation, config.seed, rank, world)
+    objective = OBJECTIVES[config.objective]() if config.objective else objective_for(model)
+    summary = train(model, objective, batches, config, job.state, identity(job), report, stopped)
+    if rank == 0 and not summary.stopped:
+        write_result(job.state, model, processor)
+    return dataclasses.asdict(summary)
+
+
+def read_source(job: Job) -> Source:
+    readers = {
+        "scorer": read_shards,
+        "pretrain": lambda packed: read_packed(packed / "train"),
+        "finetune": read_questions,
+    }
+    source = readers[job.kind](job.data)
+    return source.concat(read_packed(job.rehearse / "train")) if job.rehearse else source
+
+
+def write_result(state: Path, model, processor) -> None:
+    result = state / "result"
+    shutil.rmtree(result, ignore_errors=True)
+    save(model, processor, result)
+    shutil.copyfile(state / CURVES, result / CURVES)
+
+
+def identity(job: Job) -> str:
+    """The fingerprint that a checkpoint must have to be gone on from: config, data and initial weights."""
+    config = {key: value for key, value in to_dict(job.config).items() if key not in BESIDE_THE_RUN}
+    return fingerprint(
+        {
+            "kind": job.kind,
+            "config": config,
+            "architecture": job.architecture and to_dict(job.architecture),
+            "data": [digests(path, "*.json") for path in (job.data, job.rehearse) if path],
+            "init": job.init and digests(job.init, "*"),
+        }
+    )
+
+
+def digests(directory: Path, pattern: str) -> dict[str, str]:
+    """sha256 of the files below `directory`; of a dataset its manifests are enough, for they list the rest."""
+    files = sorted(path for path in directory.rglob(pattern) if path.is_file())
+    return {str(path.relative_to(directory)): sha256_file(path) for path in files}
+
+
+def check_objective(name: str | None) -> None:
+    if name is not None and name not in OBJECTIVES:
+        raise UserError(f"found objective '{name}'{nearest(name, OBJECTIVES)}; expected one of {', '.join(OBJECTIVES)}")
+
+
+def publish(out: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a directory beside `out`, then give it that name: nobody sees half of it."""
+    out = Path(out)
+    partial = out.with_name(f".{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    write(partial)
+    shutil.rmtree(out, ignore_errors=True)
+    os.rename(partial, out)
+
+
+def fetch(source: str, target: Path) -> None:
+    """Copy a Hugging Face model from a directory or the hub, so that the scorer is versioned with what it scored.
+
+    Raises:
+        UserError: there is no such model, or it has no safetensors.
+    """
+    if Path(source).is_dir():
+        files = [path for pattern in HUGGING_FACE_FILES for path in Path(source).glob(pattern)]
+        target.mkdir()
+        for path in files:
+            shutil.copyfile(path, target / path.name)
+    else:
+        download(source, target)
+    if not list(target.glob("*.safetensors")):
+        raise UserError(f"found no safetensors in '{source}'; expected a Hugging Face model with them; choose another")
+
+
+def download(source: str, target: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(source, local_dir=target, allow_patterns=list(HUGGING_FACE_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"can't fetch the scorer '{source}' ({reason}); expected a directory or a hub id that can be reached; "
+            f"check train.scorer.huggingface and the network"
+        ) from error
+    shutil.rmtree(target / ".cache", ignore_errors=True)
