@@ -58,7 +58,7 @@ def test_a_failure_names_gate_metric_both_numbers_and_detail(tmp_path):
         details={"bias.impact_ratio": {"group": "dusk", "table": [1, 2]}}, champion={"vqa.accuracy": 0.95}, name="data",
     )
     assert message == (
-        "gate data failed: bias.impact_ratio 0.6125 is below the floor 0.8 (group dusk); "
+        "data: bias.impact_ratio 0.6125 is below the floor 0.8 (group dusk); "
         "vqa.accuracy 0.9 is below the floor against the champion 0.93 (champion 0.95, margin 0.02, n 300)"
     )
     assert verdict["champion"] == "v3"

@@ -203,7 +203,7 @@ def test_spread_takes_turns_between_question_types():
 def test_sample_ids_must_name_files(ids):
     samples = [Sample(key, 0, 1, "q", ("a", "a")) for key in ids]
     with pytest.raises(UserError, match="found sample id"):
-        tasks.run_task("vqa", samples, "place", "model", EvaluateConfig(), INLINE, "label")
+        tasks.split("vqa", "place", samples, 10)
 
 
 def test_missing_test_data_and_broken_pictures_name_the_remedy(place, tmp_path):

@@ -95,7 +95,7 @@ def gate(name: str, metrics: Sequence[Path], champion: Path | None, out: Path, c
     }
     write_json(out, verdict)
     if failures:
-        raise GateFailed(f"gate {name} failed: " + "; ".join(explain(check) for check in failures))
+        raise GateFailed(f"{name}: " + "; ".join(explain(check) for check in failures))
 
 
 def merge(paths: Sequence[Path]) -> Evidence:

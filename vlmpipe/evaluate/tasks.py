@@ -83,10 +83,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The unit of dispatch. Its samples travel without their pictures: a worker reads those by path."""
+    """The unit of dispatch. Its samples travel without their pictures: a worker reads those from `place`."""
 
     name: str
+    task: str
+    place: Path
     samples: tuple[Sample, ...]
+    attend: bool = False  # see where the model looks, rather than predict
 
 
 @dataclass(frozen=True)
@@ -127,19 +130,27 @@ def evaluate(
         UserError: no test data, a sample that can't be scored, or a model that can't do the task.
     """
     out, metrics = Path(out), Path(metrics)
-    places = {"captioning": Path(packed) / "test", "vqa": Path(questions) / "test"}
-    merged: dict[str, dict] = {"metrics": {}, "n": {}, "details": {}}
-    table, asked = [], {}
-    for task in config.tasks:
-        asked[task] = samples = choose_samples(TASKS[task].read(places[task]), config)
-        scores = run_task(task, samples, places[task], model, config, cluster, f"evaluate {name}: {task}")
-        for part in merged:
-            merged[part].update({f"{task}.{key}": value for key, value in getattr(scores, part).items()})
-        table += [store_row(task, sample, scores.rows[sample.id]) for sample in samples]
-    write_table(out / "samples.parquet", pa.Table.from_pylist(table, schema=STORE))
+    places = {"captioning": Path(packed).absolute() / "test", "vqa": Path(questions).absolute() / "test"}
+    asked = {task: choose_samples(TASKS[task].read(places[task]), config) for task in config.tasks}
+    chunks = [chunk for task in config.tasks for chunk in split(task, places[task], asked[task], config.chunk)]
     # Answers to questions show best where a model looks.
     task = "vqa" if "vqa" in asked else config.tasks[0]
-    write_attention(out / "attention", task, spread(asked[task], config.attention_samples), places[task], model)
+    shown = Chunk("attention", task, places[task], tuple(spread(asked[task], config.attention_samples)), True)
+    # One dispatch for everything: joining a cluster costs seconds.
+    *parts, looks = map_shards(
+        partial(run_chunk, model=Path(model).absolute(), config=config), [*chunks, shown], cluster, f"evaluate {name}"
+    )
+    merged: dict[str, dict] = {"metrics": {}, "n": {}, "details": {}}
+    table = []
+    for task, samples in asked.items():
+        rows = [row for chunk, part in zip(chunks, parts, strict=True) if chunk.task == task for row in part]
+        scores = TASKS[task].score(samples, rows)
+        for field_name in merged:
+            merged[field_name].update({f"{task}.{key}": value for key, value in getattr(scores, field_name).items()})
+        table += [store_row(task, sample, scores.rows[sample.id]) for sample in samples]
+    write_table(out / "samples.parquet", pa.Table.from_pylist(table, schema=STORE))
+    names = (f"{shown.task}-{sample.id}" for sample in shown.samples)
+    write_attention(out / "attention", dict(zip(names, looks, strict=True)))
     write_json(metrics, merged)
 
 
@@ -167,32 +178,35 @@ def store_row(task: str, sample: Sample, scored: Mapping[str, Any]) -> dict:
 
 # --- running a task ----------------------------------------------------------------------------------------
 
-def run_task(
-    task: str, samples: Sequence[Sample], place: Path, model: Path, config: EvaluateConfig, cluster: Cluster, label: str
-) -> Scores:
-    """Predict in chunks wherever `cluster` says, then score all of them here."""
+def split(task: str, place: Path, samples: Sequence[Sample], size: int) -> list[Chunk]:
+    """The samples in chunks of `size`.
+
+    Raises:
+        UserError: a sample id stands twice, or can't name a file.
+    """
     counts = Counter(sample.id for sample in samples)
     odd = [key for key, count in counts.items() if count > 1 or not FILE_NAME.fullmatch(key)]
     if odd:
         raise UserError(f"{place}: found sample id {odd[0]!r}; expected each once and of letters, digits, . _ and -")
-    starts = range(0, len(samples), config.chunk)
-    chunks = [Chunk(f"samples from {at}", tuple(samples[at : at + config.chunk])) for at in starts]
-    work = partial(predict_chunk, task=task, place=Path(place).absolute(), model=Path(model).absolute(), config=config)
-    rows = [row for chunk in map_shards(work, chunks, cluster, label) for row in chunk]
-    return TASKS[task].score(list(samples), rows)
+    return [
+        Chunk(f"{task} from {at}", task, place, tuple(samples[at : at + size])) for at in range(0, len(samples), size)
+    ]
 
 
-def predict_chunk(chunk: Chunk, task: str, place: Path, model: Path, config: EvaluateConfig) -> list[dict]:
-    """What one worker does: load the model, predict batch by batch."""
+def run_chunk(chunk: Chunk, model: Path, config: EvaluateConfig) -> list[dict]:
+    """What one worker does: load the model, then predict batch by batch, or see where it looks."""
     network, processor = load(model, device())
+    if chunk.attend:
+        return look(network, processor, chunk)
+    task = TASKS[chunk.task]
     keys = {key for sample in chunk.samples for key in (sample.image, sample.wrong_image)}
-    pictures = TASKS[task].pictures(place, keys)
+    pictures = task.pictures(chunk.place, keys)
     rows = []
     for at in range(0, len(chunk.samples), config.batch_size):
         batch = chunk.samples[at : at + config.batch_size]
         right = [decode(pictures, sample.image) for sample in batch]
         wrong = [decode(pictures, sample.wrong_image) for sample in batch]
-        rows += TASKS[task].predict(network, processor, batch, right, wrong, config)
+        rows += task.predict(network, processor, batch, right, wrong, config)
     return rows
 
 
@@ -439,15 +453,23 @@ def spread(samples: Sequence[Sample], count: int) -> list[Sample]:
     return [samples[index] for _, index in sorted(ranked)[:count]]
 
 
-def write_attention(directory: Path, task: str, samples: Sequence[Sample], place: Path, model: Path) -> None:
-    """For each sample the picture and the model's attention over it; maps of an earlier run go."""
-    shutil.rmtree(directory, ignore_errors=True)
-    network, processor = load(model, device())
-    pictures = TASKS[task].pictures(place, {sample.image for sample in samples})
-    for sample in samples:
+def look(model: VisionLanguageModel, processor: Processor, chunk: Chunk) -> list[dict[str, np.ndarray]]:
+    """For each sample `map` [h, w] float32, the model's attention over the picture, and `picture` [Y, X, 3] uint8."""
+    pictures = TASKS[chunk.task].pictures(chunk.place, {sample.image for sample in chunk.samples})
+    looks = []
+    for sample in chunk.samples:
         picture = decode(pictures, sample.image)
-        text = sample.question or (sample.answers[0] if network.language_model is None else "")
-        weights = attention_map(network, processor, picture, text).detach().float().numpy()
+        # A dual encoder needs words to look for.
+        text = sample.question or (sample.answers[0] if model.language_model is None else "")
+        weights = attention_map(model, processor, picture, text).detach().float().numpy()
+        looks.append({"map": weights, "picture": np.asarray(picture)})
+    return looks
+
+
+def write_attention(directory: Path, looks: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """One NAME.npz each; those of an earlier run go."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for name, arrays in looks.items():
         archive = io.BytesIO()
-        np.savez_compressed(archive, map=weights, picture=np.asarray(picture))
-        write_bytes_atomic(directory / f"{task}-{sample.id}.npz", archive.getvalue())
+        np.savez_compressed(archive, **arrays)
+        write_bytes_atomic(directory / f"{name}.npz", archive.getvalue())
