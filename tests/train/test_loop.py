@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.train.loop import TrainConfig, train
+from vlmpipe.train.loop import TrainConfig, alone, train
 from vlmpipe.train.optim import OptimizerConfig, Rule, ScheduleConfig
 
 OPTIMIZER = OptimizerConfig(lr=0.01, schedule=ScheduleConfig(warmup=2))
@@ -156,3 +156,10 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(tmp_path):
 def test_values_that_make_no_run_are_refused(values, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(CONFIG, **values)
+
+
+def test_one_run_at_a_time_in_a_state_directory(tmp_path):
+    with alone(tmp_path), pytest.raises(UserError, match="another run trains in"), alone(tmp_path, patience_s=0.1):
+        pass
+    with alone(tmp_path, patience_s=0.1):
+        pass

@@ -5,6 +5,7 @@ learning rate is computed from it, and the random state is set from it. So a run
 """
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -95,9 +96,12 @@ def train(
         stopped: asked as often; true saves a checkpoint and ends.
 
     Raises:
-        UserError: the loss or the gradient is not finite; a rule of the optimizer matches nothing.
+        UserError: the loss or the gradient is not finite; a rule of the optimizer matches nothing; another run is
+            at work in `state`.
     """
-    with deterministic():
+    state = Path(state)
+    state.mkdir(parents=True, exist_ok=True)
+    with deterministic(), alone(state):
         trainer = Trainer(model, objective, config, state, run, report)
         trainer.resume()
         return trainer.run_to_end(batches, stopped)
@@ -110,7 +114,7 @@ class Trainer:
         self.rank, self.world = place()
         self.device = device()
         self.model = model.to(self.device).train()
-        self.config, self.state, self.fingerprint, self.report = config, Path(state), run, report
+        self.config, self.state, self.fingerprint, self.report = config, state, run, report
         self.optimizer = make_optimizer(model, config.optimizer)
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.average = [parameter.detach().clone() for parameter in self.trained] if config.ema else []
@@ -240,7 +244,6 @@ class Trainer:
             checkpoint.save(self.checkpoints, self.step, self.fingerprint, tensors, texts, self.config.keep)
 
     def resume(self) -> None:
-        self.state.mkdir(parents=True, exist_ok=True)
         path = checkpoint.newest(self.checkpoints, self.fingerprint)
         if path is not None:
             self.restore(path)
@@ -288,6 +291,34 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def alone(state: Path, patience_s: float = 60.0) -> Iterator[None]:
+    """Hold `state` for this run: a worker whose driver was killed may write there for a moment longer.
+
+    Raises:
+        UserError: another run holds it for longer than `patience_s`.
+    """
+    rank, world = place()
+    with open(state / "lock", "a", encoding="utf-8") as file:
+        end = time.monotonic() + patience_s
+        while rank == 0 and not locked(file):
+            if time.monotonic() > end:
+                raise UserError(f"another run trains in {state}; expected one at a time; end it or wait for it")
+            time.sleep(0.2)
+        if world > 1:
+            dist.barrier()
+        yield
+
+
+def locked(file: IO) -> bool:
+    """Take the lock that the kernel releases with the process that holds it, if nobody has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -1,0 +1,198 @@
+"""The training stages: a model directory out of data in, the same bytes however often they were interrupted."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.models.tiny import PRESETS
+from vlmpipe.config import parse
+from vlmpipe.dispatch import Cluster, local_ray
+from vlmpipe.errors import UserError
+from vlmpipe.models.directory import load
+from vlmpipe.models.vlm import VLMConfig
+from vlmpipe.shards import write_manifest, write_table
+from vlmpipe.train.loop import TrainConfig
+from vlmpipe.train.optim import OptimizerConfig, ScheduleConfig
+from vlmpipe.train.stages import ScorerConfig, finetune, pretrain, train_scorer
+
+INLINE = Cluster(backend="inline", threads=1)
+OPTIMIZER = OptimizerConfig(lr=3e-3, schedule=ScheduleConfig(warmup=2))
+CONFIG = TrainConfig(steps=12, batch_size=8, optimizer=OPTIMIZER, checkpoint_every=4, log_every=2)
+COLORS = {"red": (220, 30, 30), "green": (20, 180, 40), "blue": (30, 60, 220), "white": (250, 250, 250)}
+
+
+def model(preset: str = "prefix") -> VLMConfig:
+    return parse(VLMConfig, PRESETS[preset], preset)
+
+
+def picture(color: str, suffix: str = "png") -> bytes:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), COLORS[color]).save(file, "PNG" if suffix == "png" else "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """Twenty-two plain pictures and what colour they have: epochs end inside batches."""
+    directory = tmp_path_factory.mktemp("packed")
+    colors = (list(COLORS) * 6)[:22]
+    table = pa.table(
+        {
+            "image": [{"bytes": picture(color), "path": None} for color in colors],
+            "caption": [f"a {color} picture" for color in colors],
+        }
+    )
+    write_table(directory / "train" / "part-00000.parquet", table)
+    write_manifest(directory, "packed", [])
+    return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def losses(directory: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (directory / "curves.jsonl").read_text().splitlines()]
+
+
+def run_pretrain(packed: Path, root: Path, cluster: Cluster = INLINE, config: TrainConfig = CONFIG) -> Path:
+    pretrain(packed, root / "out", root / "state", model(), config, cluster)
+    return root / "out"
+
+
+def test_pretrain_writes_a_model_directory_of_the_same_bytes(packed, tmp_path):
+    first = run_pretrain(packed, tmp_path / "first")
+    assert sorted(contents(first)) == ["config.json", "curves.jsonl", "model.safetensors", "tokenizer.json"]
+    assert contents(first) == contents(run_pretrain(packed, tmp_path / "second"))
+    assert losses(first)[-1] < 0.8 * losses(first)[0]
+    load(first)
+    assert [path.name for path in (tmp_path / "first" / "state").iterdir()] == ["timing.json"]
+
+
+def test_killed_and_rerun_gives_the_same_bytes(packed, tmp_path):
+    whole = run_pretrain(packed, tmp_path / "whole")
+    script = (
+        "from test_stages import *; import vlmpipe.train.batches as b\n"
+        "at = b.Batches.at\n"
+        "b.Batches.at = lambda self, step: os.kill(os.getpid(), signal.SIGKILL) if step == 7 else at(self, step)\n"
+        f"run_pretrain(Path({str(packed)!r}), Path({str(tmp_path / 'killed')!r}))"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    killed = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "out").exists()
+    assert contents(run_pretrain(packed, tmp_path / "killed")) == contents(whole)
+    timing = json.loads((tmp_path / "killed" / "state" / "timing.json").read_text())
+    assert (timing["resumed_from"], timing["steps"]) == (4, 12)
+
+
+def test_other_data_starts_over(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmpipe.train.stages.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_pretrain(packed, tmp_path)
+    monkeypatch.undo()
+    assert list((tmp_path / "state" / "checkpoints").iterdir())
+    run_pretrain(packed, tmp_path, config=dataclasses.replace(CONFIG, seed=1))
+    assert json.loads((tmp_path / "state" / "timing.json").read_text())["resumed_from"] == 0
+
+
+def test_finetune_goes_on_from_init_and_rehearses(packed, tmp_path):
+    from vlmpipe.data.vqa import VqaExample, write_vqa
+
+    init = run_pretrain(packed, tmp_path / "pretrain")
+    colors = list(COLORS)
+    examples = [
+        VqaExample(number, number, "what color is it?", (color,) * 10, "other", "what color is")
+        for number, color in enumerate(colors)
+    ]
+    write_vqa(tmp_path / "questions" / "train", examples, enumerate(picture(c) for c in colors), "train")
+    for captions in (False, True):
+        root = tmp_path / f"finetune-{captions}"
+        config = dataclasses.replace(CONFIG, captions=captions)
+        finetune(init, tmp_path / "questions", packed, root / "out", root / "state", config, INLINE)
+    plain, rehearsed = (tmp_path / f"finetune-{captions}" / "out" for captions in (False, True))
+    assert contents(plain)["tokenizer.json"] == contents(init)["tokenizer.json"]
+    assert losses(plain)[-1] < losses(plain)[0] and losses(plain) != losses(rehearsed)
+
+
+def test_scorer_is_trained_on_the_trusted_shards(tmp_path):
+    from vlmpipe.models.scorer import load_scorer
+    from vlmpipe.shards import write_tar
+
+    trusted = tmp_path / "trusted"
+    colors = list(COLORS) * 3
+    uids = [f"{number:032x}" for number in range(len(colors))]
+    members = [(f"{uid}.jpg", picture(color, "jpg")) for uid, color in zip(uids, colors, strict=True)]
+    digest = write_tar(trusted / "00000.tar", members)
+    write_table(trusted / "00000.parquet", pa.table({"uid": uids, "caption": [f"all {color}" for color in colors]}))
+    write_manifest(trusted, "pool", [{"name": "00000", "rows": len(uids), "files": {"00000.tar": digest}}])
+    config = ScorerConfig(model=model("dual"), train=CONFIG)
+    train_scorer(trusted, tmp_path / "out", tmp_path / "state", config, INLINE)
+    assert load_scorer(tmp_path / "out").encode_texts(["all red"]).shape == (1, 16)
+
+
+def test_scorer_from_hugging_face_is_copied_without_pickles(tmp_path):
+    source = tmp_path / "hub"
+    source.mkdir()
+    for name in ("config.json", "model.safetensors", "pytorch_model.bin", "merges.txt"):
+        (source / name).write_bytes(name.encode())
+    config = ScorerConfig(huggingface=str(source))
+    train_scorer(tmp_path, tmp_path / "out", tmp_path / "state", config, INLINE)
+    assert sorted(contents(tmp_path / "out")) == ["config.json", "merges.txt", "model.safetensors"]
+    (source / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="found no safetensors"):
+        train_scorer(tmp_path, tmp_path / "out", tmp_path / "state", config, INLINE)
+
+
+def test_configs_that_make_no_stage_are_refused(packed, tmp_path):
+    with pytest.raises(UserError, match="found neither huggingface and model"):
+        ScorerConfig()
+    with pytest.raises(UserError, match=r"found no heads\.projection"):
+        train_scorer(tmp_path, tmp_path / "out", tmp_path / "state", ScorerConfig(model=model("prefix")), INLINE)
+    with pytest.raises(UserError, match=r"found objective 'contrastiv'; did you mean 'contrastive'"):
+        run_pretrain(packed, tmp_path, config=dataclasses.replace(CONFIG, objective="contrastiv"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["prefix", "dual"])
+def test_two_workers_give_the_curve_of_one(packed, tmp_path, preset):
+    config = dataclasses.replace(CONFIG, steps=8)
+    pretrain(packed, tmp_path / "one", tmp_path / "a", model(preset), config, INLINE)
+    two = Cluster(workers=2, cpus_per_worker=1, threads=1)
+    with local_ray(cpus=2):
+        pretrain(packed, tmp_path / "two", tmp_path / "b", model(preset), config, two)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_stage_killed_on_ray_goes_on(packed, tmp_path):
+    """The stage's own process is killed while its Ray worker trains; the rerun is on Ray too."""
+    config = dataclasses.replace(CONFIG, steps=2000, checkpoint_every=10, log_every=10)
+    script = (
+        "from test_stages import *\n"
+        f"run_pretrain(Path({str(packed)!r}), Path({str(tmp_path)!r}), Cluster(threads=1), {config!r})"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    process = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths})
+    checkpoints = tmp_path / "state" / "checkpoints"
+    end = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*")) and time.monotonic() < end:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    reached = max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
+    assert 0 < reached < 2000
+    pretrain(packed, tmp_path / "out", tmp_path / "state", model(), config, Cluster(threads=1))
+    timing = json.loads((tmp_path / "state" / "timing.json").read_text())
+    assert timing["resumed_from"] >= reached and len(losses(tmp_path / "out")) == 2000
