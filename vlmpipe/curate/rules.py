@@ -254,8 +254,13 @@ class NearDuplicate(Near):
 class EvaluationOverlap(Near):
     """Drops pictures near one of the evaluation splits: what is tested on must not be trained on. Value: bits."""
 
-    radius: int = 8
+    radius: int = 10
     splits: tuple[str, ...] = ("test",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.splits:
+            raise UserError("found no splits; expected at least one, or the rule left out of order")
 
     def drops(self, rows: Rows, alive: np.ndarray) -> Drops:
         which, distance = nearest(rows.looks_of(alive), rows.evaluation, self)
