@@ -195,7 +195,7 @@ def test_bias_tables_add_up_over_shards(sound):
 def test_data_docs_are_there(sound):
     world, _, _ = sound
     index = (world.root / "audit" / "data_docs" / "index.html").read_text()
-    for suite in ("pools", "selection", "raw-main", "annotated-main", "selected", "scores"):
+    for suite in ("pool-main", "selection", "raw-main", "annotated-main", "selected", "scores"):
         assert f'href="expectations/{suite}.html"' in index
         assert list((world.root / "audit" / "data_docs" / "validations" / suite).rglob("*.html"))
 
@@ -234,8 +234,9 @@ def test_low_success_rate_is_told_with_both_numbers(world):
     for row in world.rows[:300]:
         row |= {"status": "refused", "fault": "dns", "kept": False, "reason": "download:dns"}
     found, failed = world.write().audit()
-    assert failed["pools.success_rate"]["observed"]["examples"] == [pytest.approx(0.225)]
-    assert "min_value 0.5" in failed["pools.success_rate"]["message"]
+    assert failed["pool-main.success_rate"]["observed"]["examples"] == [pytest.approx(0.225)]
+    told = "pool-main.success_rate: expect_column_values_to_be_between (min_value 0.5, max_value 1.0): found 0.225"
+    assert failed["pool-main.success_rate"]["message"] == told
     assert found["metrics"]["download.success_rate"] == pytest.approx(0.225)
 
 
@@ -254,7 +255,7 @@ def test_overlap_with_the_evaluation_is_found_by_bytes_and_by_looks(world, kind)
 
 def test_rows_without_decision_and_annotation_are_counted(world):
     found, failed = world.write(undecided=3, unannotated=2).audit()
-    assert {"pools.rows_without_decision", "pools.downloads_without_annotation"} <= set(failed)
+    assert {"pool-main.rows_without_decision", "pool-main.downloads_without_annotation"} <= set(failed)
     assert found["metrics"]["selection.unaccounted"] == 3
 
 
@@ -270,7 +271,7 @@ def test_unordered_decisions_are_matched_by_uid(world):
 def test_repeated_uids_are_found_across_shards(world):
     world.rows[399]["uid"] = world.rows[0]["uid"]
     _, failed = world.write().audit()
-    assert {"pools.repeated_uids", "raw-main.uid"} <= set(failed)
+    assert {"pool-main.repeated_uids", "raw-main.uid"} <= set(failed)
 
 
 def test_scores_that_are_all_null_fail(world):

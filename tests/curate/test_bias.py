@@ -184,6 +184,11 @@ def test_all_or_nothing_kept_is_no_bias(kept):
     assert not impact["breach"] and impact["high"] == 1 and not found["findings"]
 
 
+def test_equal_groups_are_not_compared_with_themselves():
+    impact = bias.impact(["a", "b", "c"], np.array([50, 50, 50]), np.array([100, 100, 100]), BiasConfig())
+    assert impact["ratio"] == 1 and (impact["worst"], impact["best"]) == ("a", "c")
+
+
 def test_one_group_has_nothing_to_be_compared_with():
     impact = measure(["a"] * 60, [0] * 30 + [1] * 30)["groupings"]["side"]["impact"]
     assert impact == {"groups": 1, "ratio": None, "low": 0.0, "high": 1.0, "worst": None, "best": None, "breach": False}

@@ -170,7 +170,8 @@ def impact(names: Sequence[str], kept: np.ndarray, total: np.ndarray, config: Bi
     share = _share(kept, total)[large]
     if len(large) < 2 or share.max() == 0:
         return {"groups": len(large)} | unknown
-    worst, best = int(share.argmin()), int(share.argmax())
+    # Of equals the last is best, so that it is never compared with itself.
+    worst, best = int(share.argmin()), len(share) - 1 - int(share[::-1].argmax())
     z = _normal(config.confidence, len(large) * (len(large) - 1) // 2)
     k, n = np.asarray(kept)[large], np.asarray(total)[large]
     low, high = ratio_interval(k[:, None], n[:, None], k[None, :], n[None, :], z)

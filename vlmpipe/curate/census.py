@@ -355,7 +355,7 @@ def _looks(table: pa.Table, evaluation: EvaluationImages, near: Near) -> tuple[L
 def frames(sources: Sequence[Source], facts: Facts, config: ExpectationsConfig) -> dict[str, Iterable[pd.DataFrame]]:
     """The frames of every suite, by name; the large ones are read when they are asked for."""
     size = config.batch_rows
-    kept, found = int(facts.kept.sum()), {"pools": [facts.pools]}
+    kept, found = int(facts.kept.sum()), {}
     selection = {
         "kept": kept,
         "kept_fraction": kept / max(len(facts.outcome), 1),
@@ -364,7 +364,8 @@ def frames(sources: Sequence[Source], facts: Facts, config: ExpectationsConfig) 
     }
     selection |= {f"language_{name}": facts.languages.get(name, 0) / max(kept, 1) for name in config.languages}
     found["selection"] = [pd.DataFrame([selection])]
-    for source in sources:
+    for number, source in enumerate(sources):
+        found[suite_name("pool", source.name)] = [facts.pools.iloc[[number]]]
         found[suite_name("raw", source.name)] = _batches(_raw_tables(source), size)
         found[suite_name("annotated", source.name)] = _batches(_annotated_tables(source), size)
     found["selected"] = _batches(_selected_tables(sources), size)

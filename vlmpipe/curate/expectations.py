@@ -119,7 +119,7 @@ def suite_name(kind: str, pool: str) -> str:
 
 def suites(pools: Sequence[str], config: ExpectationsConfig) -> dict[str, list[Rule]]:
     """Every suite by name. `audit.frames` gives each the columns named here."""
-    found = {"pools": _pools_suite(config, len(pools)), "selection": _selection_suite(config)}
+    found = {suite_name("pool", pool): _pool_suite(config) for pool in pools} | {"selection": _selection_suite(config)}
     found |= {suite_name("raw", pool): _raw_suite() for pool in pools}
     found |= {suite_name("annotated", pool): _annotated_suite(config) for pool in pools}
     found["selected"] = _selected_suite(config)
@@ -131,17 +131,15 @@ def _quantile_rules(config: ExpectationsConfig) -> list[Rule]:
     return [quantiles(config.clip_quantiles)] if config.clip_quantiles else []
 
 
-def _pools_suite(config: ExpectationsConfig, pools: int) -> list[Rule]:
-    """One row a pool: its totals."""
+def _pool_suite(config: ExpectationsConfig) -> list[Rule]:
+    """One row: the totals of a pool."""
     return suite(
-        column("pool", unique()),
         column("rows", between((config.pool_rows, None))),
         column("success_rate", between(config.success_rate)),
         column("repeated_uids", one_of(0)),
         column("rows_without_decision", one_of(0)),
         column("decisions_without_row", one_of(0)),
         column("downloads_without_annotation", one_of(0)),
-        rows=pools,
     )
 
 
@@ -308,7 +306,9 @@ def _message(name: str, rule: Rule, result: dict, elements: int, unexpected: int
         return f"{where}: {result['expectation_config']['type']} could not be checked: {error}"
     expected = ", ".join(f"{key} {value}" for key, value in rule.arguments.items() if key != "column")
     observed = _observed(result, elements, unexpected)
-    if isinstance(observed, dict) and "unexpected" in observed:
+    if elements == 1 and observed["examples"]:
+        observed = f"found {observed['examples'][0]}"
+    elif isinstance(observed, dict) and "unexpected" in observed:
         examples = ", ".join(map(str, observed["examples"]))
         observed = f"{unexpected} of {elements} rows not so" + (f" (such as {examples})" if examples else "")
     return f"{where}: {result['expectation_config']['type']}" + (f" ({expected})" if expected else "") + f": {observed}"
@@ -340,7 +340,10 @@ STYLE = """<style>
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1rem; position: static }
 table { border-collapse: collapse; margin: .5rem 0; width: 100% }
 th, td { border: 1px solid #ccd; padding: .3rem .6rem; text-align: left; vertical-align: top }
-img { max-height: 2.5rem } ul { padding-left: 1.2rem } .fa-check-circle::before { content: "\\2714"; color: #2a7a2a }
+img { max-height: 2.5rem } ul, ol { padding-left: 1.2rem }
+.navbar { height: auto !important; max-height: none !important }
+.card, [data-toggle=collapse] { display: none } /* they need scripts */
+.fa-check-circle::before { content: "\\2714"; color: #2a7a2a }
 .fa-times::before { content: "\\2718"; color: #b22 } .failed { color: #b22; font-weight: 600 }
 </style>"""
 
@@ -364,7 +367,7 @@ def _plain_page(text: str, images: str) -> str:
     text = LOGO.sub(rf'\1"{images}logo-long.png"', text).replace("</head>", f"{STYLE}</head>", 1)
     # Great Expectations counts one folder too few on the way up from a page of a run.
     text = re.sub(r"[./]*static/images/favicon", f"{images}favicon", text)
-    text = CLOCK.sub(EPOCH.strftime("%Y%m%dT%H%M%S.%fZ"), text)
+    text = CLOCK.sub(EPOCH.strftime("%Y%m%dT%H%M%S.%fZ"), text).replace("2000-01-01T00:00:00Z", "not recorded")
     numbers: dict[str, str] = {}
     return UUID.sub(lambda found: numbers.setdefault(found[0], f"id-{len(numbers)}"), text)
 
