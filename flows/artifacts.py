@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from vlmpipe.evaluate.gate import explain
@@ -22,10 +23,13 @@ def show(stage: str, root: Path, params: Mapping[str, Any]) -> None:
     Args:
         stage: its name in dvc.yaml, such as `select` or `gate_data`.
     """
-    where = Places(root, params)
     kind, _, instance = stage.partition("@")[0].partition("_")
-    if kind in SHOWN:
-        SHOWN[kind](where, instance)
+    if kind not in SHOWN:
+        return
+    try:
+        SHOWN[kind](Places(root, params), instance)
+    except Exception:  # hours of work in a stage must not fail for a picture of it
+        get_run_logger().warning("the artifacts of %s could not be made", stage, exc_info=True)
 
 
 class Places:
@@ -136,12 +140,19 @@ def samples_text(directory: Path) -> str:
     columns = ["task", "sample_id", "question", "prediction", "answers", "score"]
     rows = pq.read_table(directory / "samples.parquet", columns=columns).to_pylist()
     lines = ["| picture | question | prediction | answers | score |", "|---|---|---|---|---:|"]
-    shown = [(row, directory / "attention" / f"{row['task']}-{row['sample_id']}.npz") for row in rows]
-    for row, path in [(row, path) for row, path in shown if path.exists()][:PICTURES]:
+    stored = {path.stem: path for path in sorted((directory / "attention").glob("*.npz"))}
+    names = {f"{row['task']}-{slug(row['sample_id'])}": row for row in rows}
+    for name in [name for name in names if name in stored][:PICTURES]:
+        row, path = names[name], stored[name]
         answers = ", ".join(sorted(set(row["answers"])))
         facts = [row["question"] or "(caption)", row["prediction"], answers, row["score"]]
         lines.append("| " + " | ".join([f"![]({data_uri(path)})", *map(cell, facts)]) + " |")
     return "\n".join(lines)
+
+
+def slug(sample_id: str) -> str:
+    """How `evaluate` names a sample's file."""
+    return re.sub(r"\W+", "_", sample_id.strip().lower()).strip("_") or "none"
 
 
 def data_uri(path: Path) -> str:

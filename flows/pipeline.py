@@ -70,7 +70,7 @@ def _run(part: Callable, profile: str | None, overrides: Sequence[str], targets:
             raise
         cached = sum(state == "Cached" for state in states.values())
         get_run_logger().info("%d stages: %d ran, %d cached", len(states), len(states) - cached, cached)
-        _publish(root, params)
+        _publish(root, params, nodes)
 
 
 def _params(profile: str | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -95,11 +95,14 @@ def _say_what_is_left_out(everything: Sequence[Node], nodes: Sequence[Node]) -> 
         get_run_logger().warning("changed, but not in this flow: %s; their last outputs are used", ", ".join(stale))
 
 
-def _publish(root: Path, params: Mapping[str, Any]) -> None:
-    from vlmpipe.publish import publish
+def _publish(root: Path, params: Mapping[str, Any], nodes: Sequence[Node]) -> None:
+    from vlmpipe.publish import Registry
+
+    registry = Registry(root, params)
+    judged = any(node.verdict == root / registry.verdict_path for node in nodes)
 
     def run() -> None:
-        for line in publish(root, params):
+        for line in registry.publish(promote=judged):
             get_run_logger().info(line)
 
     task(run, name="publish", task_run_name="publish", cache_policy=NO_CACHE, persist_result=False)()

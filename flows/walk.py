@@ -59,7 +59,8 @@ class Node:
 # --- the plan ----------------------------------------------------------------------------------------------
 
 def read_plan(root: Path) -> list[Node]:
-    """All stages of the workspace's dvc.yaml, upstream first.
+    """All stages of the dvc.yaml in `root`, which is the current folder (DVC names stages relative to it).
+    Upstream comes first.
 
     Raises:
         UserError: DVC can't read the pipeline, or another DVC process is at work on it.
@@ -263,8 +264,13 @@ class Walk:
                     tail.append(line)
                     unchanged = unchanged or bool(UNCHANGED.match(line))
             status = child.wait()
+        if status and self.stopping:
+            raise StageFailed(f"stage {node.name} was ended with the run")
         if status:
-            raise failure(node, list(tail))
+            error = failure(node, list(tail))
+            if isinstance(error, GateFailed):
+                self.show(node)  # the evidence is all there
+            raise error
         progress.finish()
         return not unchanged
 

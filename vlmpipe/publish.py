@@ -58,38 +58,20 @@ class Version:
 
 # --- what callers use --------------------------------------------------------------------------------------
 
-def publish(root: Path, params: Mapping[str, Any], promote: bool = True) -> list[str]:
-    """Commit the record of a run, push its data, and promote its model if that is new and its gate said yes.
-
-    Args:
-        promote: False for runs that end before the last gate.
-
-    Returns:
-        A line for each thing done or left as it was.
-
-    Raises:
-        UserError: not a git repository, no remote, or a promotion that the verdict doesn't cover.
-    """
-    registry = Registry(root, params)
-    said = [registry.commit(f"Record a run of profile {registry.profile}", registry.record)]
-    if registry.config.push:
-        said.append(registry.push())
-    if promote:
-        said += registry.promote()
-    return said
-
-
 def models(params: Mapping[str, Any], root: Path | None = None) -> None:
-    """Print the table of versions."""
+    """Print the table of versions, with the metrics that their gate judged."""
     from rich.console import Console
     from rich.table import Table
 
     registry = Registry(root or Path.cwd(), params)
-    table = Table("version", "champion", "verdict", "metrics", "data", "commit", title=registry.name)
+    table = Table("version", "", "verdict", "metrics", "data", "commit", title=registry.name)
     for row in registry.rows():
         mark = "champion" if row["champion"] else ""
-        metrics = "\n".join(f"{key} {value:.4g}" for key, value in row["metrics"].items() if value is not None)
-        table.add_row(row["version"], mark, row["verdict"], metrics, (row["data"] or "?")[:12], row["rev"][:12])
+        judged = {key: row["metrics"].get(key) for key in row["judged"]}
+        metrics = "\n".join(f"{key} {value:.4g}" for key, value in judged.items() if value is not None)
+        table.add_row(row["version"], mark, row["verdict"], metrics, (row["data"] or "?")[:8], row["rev"][:8])
+    for column in table.columns:
+        column.no_wrap = True
     Console().print(table if table.row_count else f"no version of {registry.name} yet; `vlmpipe run` makes one")
 
 
@@ -120,7 +102,11 @@ def champion_model(params: Mapping[str, Any], root: Path | None = None) -> Path:
 # --- the registry of one profile ---------------------------------------------------------------------------
 
 class Registry:
-    """Versions of one profile's model in one workspace."""
+    """Versions of one profile's model in one workspace.
+
+    Raises:
+        UserError: the workspace is not a git repository.
+    """
 
     def __init__(self, root: Path, params: Mapping[str, Any]):
         self.root = Path(root)
@@ -134,6 +120,25 @@ class Registry:
         self.record = ["dvc.lock", "params.yaml", self.results]
         if not self._git("rev-parse", "--git-dir", check=False):
             raise UserError(f"{self.root} is not a git repository; expected one: versions are its tags; `git init`")
+
+    def publish(self, promote: bool = True) -> list[str]:
+        """Commit the record of a run, push its data, and promote its model if that is new and its gate said yes.
+
+        Args:
+            promote: False for runs that end before the last gate.
+
+        Returns:
+            A line for each thing done or left as it was.
+
+        Raises:
+            UserError: no remote to push to, or a promotion that the verdict doesn't cover.
+        """
+        said = [self.commit(f"Record a run of profile {self.profile}", self.record)]
+        if self.config.push:
+            said.append(self.push())
+        if promote:
+            said += self.promote()
+        return said
 
     def commit(self, message: str, paths: Sequence[str]) -> str:
         """Commit these paths and nothing else, if they changed."""
@@ -221,6 +226,7 @@ class Registry:
             {
                 "version": version.name, "rev": version.rev, "champion": version == champion, "data": version.data,
                 "model": version.model, "metrics": dict((version.verdict or {}).get("metrics", {})),
+                "judged": list(dict.fromkeys(check["metric"] for check in (version.verdict or {}).get("rules", []))),
                 "verdict": "none" if version.verdict is None else "passed" if version.verdict["passed"] else "failed",
             }
             for version in reversed(self.versions)

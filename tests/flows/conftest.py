@@ -1,12 +1,19 @@
 """A throw-away workspace: a real git and DVC repository with six trivial stages, a gate among them."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
+
+from flows.launch import healthy
+from vlmpipe import process
 
 REPO = Path(__file__).parents[2]
 
@@ -46,7 +53,7 @@ from pathlib import Path
 stage, name = sys.argv[1], (sys.argv[2:] or [""])[0]
 params = {line.split(": ")[0]: line.split(": ")[1] for line in Path("params.yaml").read_text().splitlines()}
 with open("log.txt", "a") as log:
-    log.write(f"{stage} {name}\\n".strip() + "\\n" if not name else f"{stage} {name}\\n")
+    log.write(f"{stage} {name}".strip() + "\\n")
 
 def write(path, text):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -87,12 +94,28 @@ elif stage == "report":
 '''
 
 
+PREAMBLE = """
+import json, sys
+from flows.launch import prefect_api, run, workspace
+from vlmpipe.errors import GateFailed, UserError
+
+def end(call):
+    try:
+        sys.exit(call())
+    except (GateFailed, UserError) as error:
+        print(type(error).__name__, error)
+        sys.exit(1 if isinstance(error, GateFailed) else 2)
+"""
+
 class Workspace:
-    def __init__(self, root: Path):
-        self.root = root
+    """A repository, and the Prefect server its flows use (none: a temporary one each)."""
+
+    def __init__(self, root: Path, api: str | None = None):
+        self.root, self.api = root, api
 
     def git(self, *arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=self.root, check=True, capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(["git", *arguments], cwd=self.root, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
 
     def set(self, **values) -> None:
         path = self.root / "params.yaml"
@@ -106,23 +129,45 @@ class Workspace:
         return lines
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-        return {
-            **kept, "PATH": path, "PYTHONPATH": str(REPO), "DVC_NO_ANALYTICS": "1",
-            "PREFECT_SERVER_API_PORT": "1",  # nobody answers there: a temporary server for each run
-        }
+        server = {"PREFECT_API_URL": self.api} if self.api else {"PREFECT_SERVER_API_PORT": "1"}  # nobody is there
+        return {**kept, "PATH": path, "PYTHONPATH": str(REPO), "DVC_NO_ANALYTICS": "1", **server}
 
-    def start(self, code: str, **environment: str) -> subprocess.Popen:
+    def start(self, code: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-c", code], cwd=self.root, env=self.environment() | environment, text=True,
+            [sys.executable, "-c", PREAMBLE + code], cwd=self.root, env=self.environment(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
 
-    def python(self, code: str, **environment: str) -> tuple[int, str]:
+    def python(self, code: str) -> tuple[int, str]:
         """Run code in the workspace; exit status and all output."""
-        child = self.start(code, **environment)
-        return child.wait(timeout=240) if not (output := child.communicate(timeout=240)[0]) else child.returncode, output
+        child = self.start(code)
+        output = child.communicate(timeout=240)[0]
+        return child.returncode, output
+
+    def flow(self, *arguments, **options) -> tuple[int, str]:
+        """Run a flow as `python -m vlmpipe run` does."""
+        words = [*map(repr, arguments), *(f"{key}={value!r}" for key, value in options.items())]
+        return self.python(f"end(lambda: run({', '.join(words)}))")
+
+    def last_run(self) -> dict:
+        """What Prefect keeps of this workspace's last flow run: its state, its tasks' and the artifacts."""
+        [flow] = self.ask("flow_runs", sort="EXPECTED_START_TIME_DESC", limit=1)
+        which = {"flow_runs": {"id": {"any_": [flow["id"]]}}}
+        tasks, artifacts = self.ask("task_runs", **which), self.ask("artifacts", **which)
+        return {
+            "flow": flow,
+            "state": (flow["state"]["name"], flow["state"]["message"]),
+            "tasks": {task["name"]: (task["state"]["name"], task["run_count"]) for task in tasks},
+            "artifacts": {artifact["key"]: (artifact["type"], artifact["data"]) for artifact in artifacts},
+        }
+
+    def ask(self, what: str, **filters) -> list[dict]:
+        body = json.dumps(filters).encode()
+        request = urllib.request.Request(f"{self.api}/{what}/filter", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
 
     def dvc(self, *arguments: str) -> str:
         return subprocess.run(
@@ -131,8 +176,35 @@ class Workspace:
         ).stdout
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real Prefect server for the whole session; its API's address."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}/api"
+    with open(home / "server.log", "wb") as log:
+        child = process.start(command, env=environment, output=log.fileno())
+    end = time.monotonic() + 120
+    while not healthy(url):
+        assert time.monotonic() < end and child.poll() is None, (home / "server.log").read_text()
+        time.sleep(0.1)
+    yield url
+    process.stop(child)
+
+
 @pytest.fixture
-def toy(tmp_path) -> Workspace:
+def toy(toy_alone, server) -> Workspace:
+    toy_alone.api = server
+    return toy_alone
+
+
+@pytest.fixture
+def toy_alone(tmp_path) -> Workspace:
     workspace = Workspace(tmp_path / "toy")
     (workspace.root / "lists").mkdir(parents=True)
     workspace.git("init", "--quiet")

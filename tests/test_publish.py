@@ -1,0 +1,278 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vlmpipe.errors import UserError
+from vlmpipe.publish import Registry, champion_model, consumers, models, out_md5, rollback
+
+DVC_YAML = """
+stages:
+  pack:
+    cmd: mkdir -p data/toy/packed && cp rows.txt data/toy/packed/
+    deps: [rows.txt]
+    outs: [data/toy/packed]
+  finetune:
+    cmd: mkdir -p data/toy/models/finetune && cp weights.txt data/toy/models/finetune/
+    deps: [weights.txt, data/toy/packed]
+    outs: [data/toy/models/finetune]
+  evaluate_finetune:
+    cmd: python evaluate.py
+    deps: [data/toy/models/finetune]
+    metrics: [results/toy/metrics/finetune.json: {cache: false}]
+  gate_finetune:
+    cmd: python gate.py
+    deps: [results/toy/metrics/finetune.json]
+    outs: [results/toy/gates/finetune/verdict.json: {cache: false}]
+"""
+
+EVALUATE = """
+import json
+from pathlib import Path
+value = float(Path("data/toy/models/finetune/weights.txt").read_text())
+Path("results/toy/metrics").mkdir(parents=True, exist_ok=True)
+Path("results/toy/metrics/finetune.json").write_text(json.dumps({"metrics": {"vqa.accuracy": value}, "n": {}}))
+"""
+
+GATE = """
+import sys
+from pathlib import Path
+from vlmpipe.errors import GateFailed
+from vlmpipe.evaluate.gate import GateConfig, Rule, gate
+results = Path("results/toy")
+rules = {"floor": Rule("vqa.accuracy", min=0.5), "champion": Rule("vqa.accuracy", max_drop=0.05)}
+try:
+    gate("finetune", [results / "metrics/finetune.json"], results / "champion.json",
+         results / "gates/finetune/verdict.json", GateConfig(rules))
+except GateFailed:
+    sys.exit(1)
+"""
+
+PARAMS = {"profile": "toy", "root": "data/toy", "results": "results/toy", "publish": {}}
+
+
+class Workspace:
+    def __init__(self, root: Path):
+        self.root = root
+
+    def git(self, *arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=self.root, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def dvc(self, *arguments: str, check: bool = True) -> int:
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments, "--quiet"], cwd=self.root, check=check, capture_output=True
+        ).returncode
+
+    def train(self, accuracy: float) -> None:
+        (self.root / "weights.txt").write_text(str(accuracy))
+        self.dvc("repro")
+
+    def publish(self, **params) -> list[str]:
+        return Registry(self.root, PARAMS | {"publish": params}).publish()
+
+    def registry(self) -> Registry:
+        return Registry(self.root, PARAMS)
+
+    def champion(self) -> str | None:
+        """As git's tags say, and champion.json has to agree."""
+        champion = self.registry().champion()
+        path = self.root / "results/toy/champion.json"
+        assert (json.loads(path.read_text())["version"] if path.exists() else None) == (champion and champion.name)
+        return champion and champion.name
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> Workspace:
+    # No identity from outside: a fresh machine knows nobody.
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    workspace = Workspace(tmp_path)
+    workspace.git("init", "--quiet")
+    workspace.dvc("init")
+    workspace.dvc("remote", "add", "--default", "local", "remote")
+    files = {
+        "dvc.yaml": DVC_YAML, "evaluate.py": EVALUATE, "gate.py": GATE, "rows.txt": "1", "weights.txt": "0",
+        ".gitignore": "/data/\n/remote/\n__pycache__/\n", "params.yaml": yaml.safe_dump(PARAMS),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    workspace.git("add", ".")
+    workspace.git("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "start")
+    workspace.git("rm", "--quiet", "--cached", "weights.txt")
+    monkeypatch.chdir(tmp_path)
+    return workspace
+
+
+def test_a_first_model_becomes_version_and_champion_and_again_nothing_happens(toy):
+    toy.train(0.9)
+    said = toy.publish()
+    assert any("vlm-toy v0.0.1 is the champion" in line for line in said)
+    assert toy.champion() == "v0.0.1"
+    assert toy.git("tag").splitlines() == ["vlm-toy#champion#1", "vlm-toy@v0.0.1"]
+    champion = json.loads((toy.root / "results/toy/champion.json").read_text())
+    assert champion == {
+        "version": "v0.0.1", "rev": toy.git("rev-parse", "vlm-toy@v0.0.1^{commit}"), "metrics": {"vqa.accuracy": 0.9},
+    }
+    assert toy.git("status", "--porcelain", "--", "dvc.lock", "params.yaml", "results") == ""
+    assert toy.git("log", "-1", "--format=%an") == "vlmpipe"
+    head, tags = toy.git("rev-parse", "HEAD"), toy.git("tag")
+
+    toy.publish()
+    assert (toy.git("rev-parse", "HEAD"), toy.git("tag")) == (head, tags)
+    assert toy.dvc("status", "--cloud") == 0
+
+
+def test_only_the_record_is_committed(toy):
+    (toy.root / "mine.txt").write_text("work in progress")
+    (toy.root / "evaluate.py").write_text(EVALUATE + "# edited\n")
+    toy.git("add", "mine.txt")
+    toy.train(0.9)
+    said = toy.publish()
+    assert toy.git("diff", "--cached", "--name-only").splitlines() == ["mine.txt", "weights.txt"]
+    assert toy.git("diff", "--name-only") == "evaluate.py"
+    assert any("other changed file(s)" in line for line in said)
+
+
+def test_the_next_model_is_the_next_version_and_rollback_moves_the_champion(toy, capsys):
+    toy.train(0.8)
+    toy.publish()
+    toy.train(0.9)
+    toy.publish()
+    assert toy.champion() == "v0.0.2"
+    models(PARAMS)
+    table = capsys.readouterr().out
+    assert "v0.0.1" in table and "v0.0.2" in table and "vqa.accuracy 0.9" in table
+    newest, oldest = toy.registry().rows()
+    assert (newest["champion"], oldest["champion"]) == (True, False)
+    assert oldest["metrics"] == {"vqa.accuracy": 0.8} and oldest["verdict"] == "passed"
+    assert newest["data"] == oldest["data"] and newest["model"] != oldest["model"]
+
+    rollback("0.0.1", PARAMS)
+    assert toy.champion() == "v0.0.1"
+    assert (champion_model(PARAMS) / "weights.txt").read_text() == "0.8"
+    toy.publish()  # the workspace still holds v0.0.2: what was taken back stays back
+    assert toy.champion() == "v0.0.1"
+    rollback("v0.0.2", PARAMS)
+    assert toy.champion() == "v0.0.2"
+    with pytest.raises(UserError, match=r"no version 'v0.0.3'.*did you mean.*v0.0.1, v0.0.2"):
+        rollback("v0.0.3", PARAMS)
+
+
+def test_the_champions_files_come_back_from_the_remote(toy):
+    toy.train(0.9)
+    toy.publish()
+    subprocess.run(["rm", "-rf", ".dvc/cache", "data"], cwd=toy.root, check=True)
+    directory = champion_model(PARAMS)
+    assert (directory / "weights.txt").read_text() == "0.9"
+    assert champion_model(PARAMS) == directory
+
+
+def test_no_champion_is_said_plainly(toy):
+    with pytest.raises(UserError, match="found no champion of vlm-toy"):
+        champion_model(PARAMS)
+
+
+def test_a_failed_gate_promotes_nothing(toy):
+    toy.train(0.9)
+    toy.publish()
+    (toy.root / "weights.txt").write_text("0.2")
+    assert toy.dvc("repro", check=False) == 255
+    with pytest.raises(UserError, match="says failed"):
+        toy.publish()
+    assert toy.champion() == "v0.0.1" and len(toy.registry().versions) == 1
+
+
+def test_a_verdict_that_does_not_cover_the_model_promotes_nothing(toy):
+    toy.train(0.9)
+    results = toy.root / "results/toy"
+    verdict, metrics = results / "gates/finetune/verdict.json", results / "metrics/finetune.json"
+    text = verdict.read_text()
+    verdict.unlink()
+    with pytest.raises(UserError, match="found no verdict"):
+        toy.publish()
+    verdict.write_text(json.dumps(json.loads(text) | {"metric_files": []}))
+    with pytest.raises(UserError, match="names no metric file"):
+        toy.publish()
+    verdict.write_text(text)
+    metrics.write_text(metrics.read_text().replace("0.9", "0.99"))
+    with pytest.raises(UserError, match="is not what the verdict was made from"):
+        toy.publish()
+    metrics.write_text(metrics.read_text().replace("0.99", "0.9"))
+    toy.publish()
+    assert toy.champion() == "v0.0.1"
+
+
+def test_another_model_than_the_evaluated_one_is_not_promoted(toy):
+    toy.train(0.9)
+    (toy.root / "weights.txt").write_text("0.95")
+    toy.dvc("repro", "--single-item", "finetune")
+    with pytest.raises(UserError, match="evaluate_finetune last saw another model"):
+        toy.publish()
+
+
+def test_a_verdict_against_an_earlier_champion_is_not_enough(toy):
+    toy.train(0.8)
+    toy.publish()
+    toy.train(0.9)
+    toy.publish()
+    toy.train(0.95)  # its gate compared with v0.0.2
+    rollback("v0.0.1", PARAMS)
+    with pytest.raises(UserError, match=r"compares with champion v0.0.2; expected v0.0.1.*rerun the gate"):
+        toy.publish()
+    toy.dvc("repro", "--single-item", "--force", "gate_finetune")
+    toy.publish()
+    assert toy.champion() == "v0.0.3"
+
+
+def test_a_promotion_that_was_cut_off_goes_on(toy, monkeypatch):
+    toy.train(0.9)
+
+    def killed(*_arguments):
+        raise KeyboardInterrupt
+
+    for method in ("_crown", "_write_champion"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Registry, method, killed)
+            with pytest.raises(KeyboardInterrupt):
+                toy.publish()
+    toy.publish()
+    assert toy.champion() == "v0.0.1" and len(toy.registry().versions) == 1
+
+
+def test_without_promotion_there_is_only_the_record(toy):
+    toy.train(0.9)
+    toy.registry().publish(promote=False)
+    assert toy.git("tag") == "" and toy.git("log", "-1", "--format=%s") == "Record a run of profile toy"
+
+
+def test_a_missing_remote_and_a_folder_without_git_are_users_errors(toy, tmp_path_factory):
+    toy.train(0.9)
+    toy.dvc("remote", "remove", "local")
+    with pytest.raises(UserError, match=r"dvc push failed.*publish.push=false"):
+        toy.publish()
+    toy.publish(push=False)
+    assert toy.champion() == "v0.0.1"
+    with pytest.raises(UserError, match="is not a git repository"):
+        Registry(tmp_path_factory.mktemp("bare"), PARAMS)
+
+
+def test_out_md5_and_consumers_read_the_lock():
+    stages = {"a": {"outs": [{"path": "x", "md5": "1"}]}, "b": {"deps": [{"path": "x", "md5": "2"}], "cmd": "c"}}
+    assert out_md5({"stages": stages}, "x") == "1"
+    assert out_md5({"stages": stages}, "y") is None and out_md5({}, "x") is None
+    assert consumers({"stages": stages}, "x") == [("b", "2")]
+
+
+def test_a_name_that_no_tag_can_carry_is_refused(toy):
+    with pytest.raises(UserError, match="publish: found name 'My Model'"):
+        toy.publish(name="My Model")
