@@ -45,13 +45,13 @@ def die(number: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def driver(code: str, **environment: str) -> subprocess.Popen:
+def driver(code: str, stdout: int | None = None, **environment: str) -> subprocess.Popen:
     """A process of its own that runs `code` with everything of this module at hand."""
     path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "VLMPIPE_"))}
     return subprocess.Popen(
         [sys.executable, "-c", f"from test_dispatch import *\n{code}"],
-        env={**inherited, "PYTHONPATH": path, **environment}, start_new_session=True,
+        env={**inherited, "PYTHONPATH": path, **environment}, start_new_session=True, stdout=stdout, text=True,
     )
 
 
@@ -250,6 +250,68 @@ def test_an_address_of_something_else_is_told_apart(apart):
 def test_an_address_that_is_none_is_refused(apart, address):
     with pytest.raises(UserError, match="expected host:port"):
         map_shards(square, [1], Cluster(address=address), "squares")
+
+
+TWO_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+options = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=options)
+cluster.add_node(**{key: value for key, value in options.items() if key != "include_dashboard"})
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def two_nodes(apart, monkeypatch):
+    """Address of a Ray cluster of two nodes of one CPU that somebody else started, elsewhere and with a token."""
+    for key, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "GLOO_SOCKET_IFNAME": "lo"}.items():
+        monkeypatch.setenv(key, value)
+    nodes = subprocess.Popen(
+        [sys.executable, "-c", TWO_NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+    )
+    yield nodes.stdout.readline().strip()
+    nodes.stdin.close()
+    nodes.wait(60)
+
+
+def where(item):
+    import ray
+
+    time.sleep(1)
+    return ray.get_runtime_context().get_node_id()
+
+
+def node_of_rank(config, report, stopped):
+    import torch.distributed as dist
+
+    nodes = [None] * dist.get_world_size()
+    dist.all_gather_object(nodes, where(None))
+    return {"nodes": nodes}
+
+
+JOIN = """
+cluster = Cluster(address={address!r}, workers=2, max_failures=0)
+print(len(set(map_shards(where, range(6), cluster, "items"))), cluster.worker_cpus)
+print(len(set(run_training(node_of_rank, {{}}, cluster, Path({state!r}), "pretrain")["nodes"])))
+try:
+    run_training(node_of_rank, {{}}, Cluster(address={address!r}, cpus_per_worker=2), Path({state!r}), "pretrain")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_is_joined_by_address(two_nodes, tmp_path):
+    code = JOIN.format(address=two_nodes, state=str(tmp_path))
+    keep = {key: os.environ[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    process = driver(code, stdout=subprocess.PIPE, **keep)
+    mapped, trained, refused = process.communicate(timeout=240)[0].splitlines()
+    assert mapped.split() == ["2", "1"]  # both nodes worked; a worker takes one CPU of a cluster that is not ours
+    assert trained == "2"
+    assert "1 CPU/0 GPU + 1 CPU/0 GPU; expected at most 0" in refused
 
 
 def test_values_that_make_no_cluster_are_refused():
