@@ -22,6 +22,13 @@ def test_no_text_is_unknown_and_words_are_one_token_wherever_they_stand():
     assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2, 3]
 
 
+def test_given_words_are_tokens_though_no_text_has_them():
+    texts, words = ["a red circle on the left of a blue square"] * 20, ("how", "many", "presence")
+    with_words = train_tokenizer(texts, ProcessorConfig(vocab_size=330, words=words))
+    without = train_tokenizer(texts, ProcessorConfig(vocab_size=330))
+    assert len(with_words.encode("how many presence").ids) == 3 < len(without.encode("how many presence").ids)
+
+
 def test_an_answer_is_a_question_and_what_follows(prefix):
     _, processor = prefix
     question = processor.encode_question("what color is the circle?")

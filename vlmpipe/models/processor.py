@@ -27,6 +27,7 @@ class ProcessorConfig:
     resize: Literal["squash", "crop"] = "squash"  # the whole picture, or its middle square
     vocab_size: int = 4096  # at most
     lowercase: bool = True
+    words: tuple[str, ...] = ()  # known from the start, as a pool of plain captions holds few question words
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def train_tokenizer(texts: Iterable[str], config: ProcessorConfig) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    # What is frequent becomes a token: these are as frequent as a word in every text, up to what costs no time.
+    texts = list(texts)
+    tokenizer.train_from_iterator([*texts, *config.words * min(max(len(texts), 2), 10_000)], trainer)
     return tokenizer
 
 

@@ -24,6 +24,11 @@ class Source:
         """Everything a tokenizer should know, in order."""
         return [text for pair in self.pairs for text in (pair.question, pair.answer) if text]
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every answer to a question, once: the candidates of a dual encoder."""
+        return tuple(sorted({pair.answer for pair in self.pairs if pair.question}))
+
     def concat(self, other: "Source") -> "Source":
         shift = len(self.images)
         moved = tuple(Pair(pair.image + shift, pair.question, pair.answer) for pair in other.pairs)
