@@ -29,10 +29,11 @@ import pyarrow.parquet as pq
 
 from vlmpipe import process
 from vlmpipe.errors import UserError
-from vlmpipe.shards import write_table
+from vlmpipe.shards import read_json, write_table
 
 LOOPBACK = "127.0.0.1"
-PAGES = "web"  # folder of a world, with a parquet file of pages a pool
+PAGES = "web"  # folder of a world, with a parquet file of pages a pool, or with
+FOLDERS = "folders.json"  # host -> folder
 REQUEST_BYTES = 1 << 15
 IDLE_S = 30.0
 DRIP_S = 0.1  # an endless body sends a few bytes this often
@@ -80,7 +81,8 @@ def serve(kind: str, path: Path, hosts: Sequence[str] = ()) -> Iterator[dict[str
 
     Args:
         kind: "scenes" for the pages of a built world in `path`; "folder" for files.
-        hosts: for a folder, `host` or `host=folder` entries; a folder is relative to `path`, which is the default.
+        hosts: for folders, `host` or `host=folder` entries; a folder is relative to `path`, which is the default.
+            None: those that a world in `path` lists.
 
     Raises:
         UserError: there is nothing to serve at `path`, or a host entry names no folder.
@@ -145,12 +147,16 @@ def _world_site(files: Sequence[Path]) -> Site:
 
 
 def _folder_site(path: Path, hosts: Sequence[str]) -> Site:
-    roots = {}
-    for entry in hosts or ("localhost",):
-        host, _, folder = entry.partition("=")
-        roots[host] = (path / folder).resolve()
-        if not roots[host].is_dir():
-            raise UserError(f"serve: found no folder {path / folder} for host '{host}'; expected one to serve; "
+    listed = path / PAGES / FOLDERS
+    if hosts or not listed.exists():
+        entries = (entry.partition("=") for entry in hosts or ("localhost",))
+        folders = {host: path / folder for host, _, folder in entries}
+    else:
+        folders = {host: Path(folder) for host, folder in read_json(listed).items()}
+    roots = {host: folder.resolve() for host, folder in folders.items()}
+    for host, folder in folders.items():
+        if not folder.is_dir():
+            raise UserError(f"serve: found no folder {folder} for host '{host}'; expected one to serve; "
                             f"set serve.path and serve.hosts")
     return Site(functools.partial(_file_page, roots), tuple(roots))
 
