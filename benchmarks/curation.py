@@ -130,7 +130,7 @@ def caption_nats(model: Path, fresh: Sequence[Pair], label: str) -> np.ndarray:
     """Nats of each true caption given its picture, summed over its tokens: fair between different tokenizers."""
     network, processor = load(model, device())
     if network.language_model is None:
-        raise UserError("found a dual encoder; expected a model with a language head; compose with model=llava-tiny")
+        raise UserError("found a dual encoder; expected a model with a language head; compose with model=llava")
     nats = []
     for at in progress(range(0, len(fresh), 64), math.ceil(len(fresh) / 64), label):
         pictures, texts = zip(*fresh[at : at + 64])

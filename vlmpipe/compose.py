@@ -26,7 +26,7 @@ def compose(profile: str, overrides: Sequence[str] = (), directory: Path = Path(
 
     try:
         with initialize_config_dir(str(directory.resolve()), version_base=None):
-            config = hydra_compose("config", overrides=[f"profile={profile}", *overrides])
+            config = hydra_compose("config", overrides=[f"profile={profile}", *map(_settable, overrides)])
         return OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         first = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -34,6 +34,12 @@ def compose(profile: str, overrides: Sequence[str] = (), directory: Path = Path(
         raise UserError(
             f"can't compose profile={profile} {' '.join(overrides)}: {first}; profiles: {choices}; see {directory}/"
         ) from None
+
+
+def _settable(override: str) -> str:
+    """Let a value be set that its config file leaves at its default; what no config knows fails in validation."""
+    key = override.partition("=")[0]
+    return f"++{override}" if "." in key and key[0] not in "+~" else override
 
 
 def read_params(path: Path = Path(PARAMS)) -> dict[str, Any]:

@@ -177,8 +177,8 @@ def test_a_real_scorer_gives_cosines_and_unit_embeddings(pool, tmp_path):
     from vlmpipe.models.vlm import VLMConfig
 
     torch.set_num_threads(1)
-    preset = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "clip-tiny.yaml").read_text())
-    model, processor = build(parse(VLMConfig, preset["architecture"], "clip-tiny"), ["a red box"])
+    preset = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "clip.yaml").read_text())
+    model, processor = build(parse(VLMConfig, preset["model"]["architecture"], "clip"), ["a red box"])
     save(model, processor, tmp_path / "scorer")
     module._annotators.cache_clear()
     annotate("web", pool, tmp_path / "scorer", tmp_path / "out", AnnotateConfig(), INLINE)

@@ -80,7 +80,7 @@ def caption(
         UserError: the model has no language head.
     """
     if model.language_model is None:
-        raise UserError("found a dual encoder; expected a language head to write captions; use model=llava-tiny")
+        raise UserError("found a dual encoder; expected a language head to write captions; use model=llava")
     prompts = [processor.encode_question("")] * len(images)
     return [processor.decode(ids) for ids in generate(model, processor, processor.images(images), prompts, limit)]
 

@@ -63,7 +63,7 @@ def train_scorer(trusted: Path, out: Path, state: Path, config: ScorerConfig, cl
         publish(out, lambda partial: fetch(config.huggingface, partial))
         return
     if config.model.heads.projection is None:
-        raise UserError("train.scorer.model: found no heads.projection; expected a dual encoder such as clip-tiny")
+        raise UserError("train.scorer.model: found no heads.projection; expected a dual encoder such as model=clip")
     run(Job("scorer", config.train, trusted, state, architecture=config.model), out, cluster)
 
 
