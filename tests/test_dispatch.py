@@ -52,6 +52,7 @@ def driver(code: str, stdout: int | None = None, **environment: str) -> subproce
     return subprocess.Popen(
         [sys.executable, "-c", f"from test_dispatch import *\n{code}"],
         env={**inherited, "PYTHONPATH": path, **environment}, start_new_session=True, stdout=stdout, text=True,
+        cwd=Path(__file__).parent,
     )
 
 
@@ -280,21 +281,24 @@ def two_nodes(apart, monkeypatch):
 def where(item):
     import ray
 
+    import vlmpipe
+
     time.sleep(1)
-    return ray.get_runtime_context().get_node_id()
+    return ray.get_runtime_context().get_node_id(), vlmpipe.__file__
 
 
 def node_of_rank(config, report, stopped):
     import torch.distributed as dist
 
     nodes = [None] * dist.get_world_size()
-    dist.all_gather_object(nodes, where(None))
+    dist.all_gather_object(nodes, where(None)[0])
     return {"nodes": nodes}
 
 
 JOIN = """
 cluster = Cluster(address={address!r}, workers=2, max_failures=0)
-print(len(set(map_shards(where, range(6), cluster, "items"))), cluster.worker_cpus)
+nodes, files = zip(*map_shards(where, range(6), cluster, "items"))
+print(len(set(nodes)), cluster.worker_cpus, *set(files))
 print(len(set(run_training(node_of_rank, {{}}, cluster, Path({state!r}), "pretrain")["nodes"])))
 try:
     run_training(node_of_rank, {{}}, Cluster(address={address!r}, cpus_per_worker=2), Path({state!r}), "pretrain")
@@ -309,7 +313,9 @@ def test_a_cluster_of_two_nodes_is_joined_by_address(two_nodes, tmp_path):
     keep = {key: os.environ[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     process = driver(code, stdout=subprocess.PIPE, **keep)
     mapped, trained, refused = process.communicate(timeout=240)[0].splitlines()
-    assert mapped.split() == ["2", "1"]  # both nodes worked; a worker takes one CPU of a cluster that is not ours
+    nodes, cpus, *files = mapped.split()
+    assert (nodes, cpus) == ("2", "1")  # both nodes worked; a worker takes one CPU of a cluster that is not ours
+    assert all("runtime_resources" in file for file in files)  # the code that we sent along, not what lies there
     assert trained == "2"
     assert "1 CPU/0 GPU + 1 CPU/0 GPU; expected at most 0" in refused
 

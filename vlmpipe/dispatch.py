@@ -409,11 +409,10 @@ def joined(cluster: Cluster) -> Iterator[None]:
 
 
 def _connect(ray: Any, address: str) -> None:
-    options = {} if address == os.environ.get(OWN_RAY) else {"runtime_env": _shipped_code()}
+    own = address == os.environ.get(OWN_RAY)
+    options = {"job_config": _same_path(ray)} if own else {"runtime_env": _shipped_code()}
     try:
-        ray.init(
-            address=address, log_to_driver=False, logging_level="error", job_config=_job(ray), **options
-        )
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[-1]
         raise UserError(
@@ -423,11 +422,11 @@ def _connect(ray: Any, address: str) -> None:
         ) from error
 
 
-def _job(ray: Any) -> Any:
-    """Give workers on this machine the driver's own import path, wherever Ray itself was started."""
+def _same_path(ray: Any) -> Any:
+    """Give workers on this machine the driver's own import path, whatever directory Ray was started in."""
     inside = (sys.prefix, sys.base_prefix)
     paths = [str(Path(entry).absolute()) for entry in sys.path if not entry.startswith(inside)]
-    return ray.job_config.JobConfig(_py_driver_sys_path=[str(Path(__file__).parents[1]), *paths])
+    return ray.job_config.JobConfig(_py_driver_sys_path=paths)
 
 
 def _shipped_code() -> dict:
