@@ -91,7 +91,7 @@ def test_the_list_is_the_plan_without_the_truth(world, truth):
 
 
 def test_the_groups_are_skewed_as_configured(truth):
-    words = {"women": ("a woman", "a girl", "a lady", "a mother"), "men": ("a man", "a boy", "a gentleman", "a father")}
+    words = {"women": ("a woman", "a girl", "a lady"), "men": ("a man", "a boy", "a gentleman")}
     english = [row for row in truth if row["language"] == "en" and row["fault"] != "too_short"]
     for row in english:
         text = f" {row['caption'].lower()} "

@@ -13,8 +13,8 @@ from vlmpipe.data.scenes import Item, Scene
 
 # Group -> its words. The audit's lexicon must find every one of them, and none in the other group.
 PAINTERS = {
-    "women": ("a woman", "a girl", "a lady", "a mother"),
-    "men": ("a man", "a boy", "a gentleman", "a father"),
+    "women": ("a woman", "a girl", "a lady"),
+    "men": ("a man", "a boy", "a gentleman"),
 }
 ENGLISH = (
     "{scene}, painted by {painter}",
