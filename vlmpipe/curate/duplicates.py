@@ -107,9 +107,8 @@ def colour_match(left_PT: np.ndarray, right_PT: np.ndarray) -> np.ndarray:
 def near_pairs(looks: Looks, near: Near) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every pair i < j of rows that are near: (i [P], j [P], distance in bits [P]), sorted, each once."""
     found = [np.zeros((0, 3), np.int64)]
-    for left, right, distance in _within(looks, looks, near):
-        once = left < right
-        found.append(np.unique(np.stack([left[once], right[once], distance[once]], axis=1), axis=0))
+    for left, right, distance in _within(looks, None, near):
+        found.append(np.stack([left, right, distance], axis=1))
     pairs_P3 = np.unique(np.concatenate(found), axis=0)
     return pairs_P3[:, 0], pairs_P3[:, 1], pairs_P3[:, 2]
 
@@ -188,13 +187,16 @@ def _first_independent_set(looks: Looks, rank: np.ndarray, near: Near) -> tuple[
 
 # --- the index ---------------------------------------------------------------------------------------------
 
-def _within(queries: Looks, corpus: Looks, near: Near) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _within(queries: Looks, corpus: Looks | None, near: Near) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield chunks of (query, corpus row, distance) that are near; one pair may come more than once.
+
+    Without a corpus the queries are searched among themselves, and a pair comes as (smaller, larger) only.
 
     Blocks of bits, as in Manku et al., "Detecting near-duplicates for web crawling", 2007: cut the 64 bits into
     radius + k blocks; two hashes within the radius differ in at most `radius` blocks, so they are equal in
     some k. For each choice of k blocks only hashes that are equal there are compared.
     """
+    once, corpus = corpus is None, queries if corpus is None else corpus
     for mask in _masks(near.radius, len(corpus)):
         order = np.argsort(corpus.hashes & mask, kind="stable")
         keys = (corpus.hashes & mask)[order]
@@ -204,6 +206,8 @@ def _within(queries: Looks, corpus: Looks, near: Near) -> Iterator[tuple[np.ndar
             query = np.repeat(np.arange(chunk.start, chunk.stop), count[chunk])
             step = np.arange(len(query)) - np.repeat(np.cumsum(count[chunk]) - count[chunk], count[chunk])
             row = order[start[query] + step]
+            if once:
+                query, row = query[query < row], row[query < row]
             yield _confirmed(queries, corpus, query, row, near)
 
 
