@@ -4,11 +4,9 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from made_pools import FakeScorer, jpeg, picture, row, write_pool
 from PIL import Image
 
@@ -22,6 +20,13 @@ from vlmpipe.errors import UserError
 
 INLINE = Cluster(backend="inline")
 FRENCH = "un cercle rouge et bleu dans un carré vert"
+TOWER = {"width": 32, "depth": 1, "heads": 2, "hidden": 48}
+DUAL_ENCODER = {
+    "vision": {"image_size": 32, "patch_size": 8, "stem": "conv", "stem_width": 8, "transformer": TOWER},
+    "text": {"context": 32, "causal": False, "pool": "mean", "transformer": TOWER},
+    "fusion": {"kind": "none"},
+    "heads": {"projection": {"width": 16}},
+}
 BROKEN = jpeg(picture(9))[:-300]
 
 
@@ -170,18 +175,21 @@ def test_an_incomplete_pool_is_refused(scorer, tmp_path):
         run(tmp_path / "pool", scorer, tmp_path / "out")
 
 
-def test_a_real_scorer_gives_cosines_and_unit_embeddings(pool, tmp_path):
+def test_a_real_scorer_gives_cosines_and_unit_embeddings_in_any_process(pool, tmp_path):
     import torch
 
     from vlmpipe.models.directory import build, save
     from vlmpipe.models.vlm import VLMConfig
 
     torch.set_num_threads(1)
-    preset = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "clip.yaml").read_text())
-    model, processor = build(parse(VLMConfig, preset["model"]["architecture"], "clip"), ["a red box"])
+    model, processor = build(parse(VLMConfig, DUAL_ENCODER, "dual encoder"), ["a red box"])
     save(model, processor, tmp_path / "scorer")
     module._annotators.cache_clear()
     annotate("web", pool, tmp_path / "scorer", tmp_path / "out", AnnotateConfig(), INLINE)
+    workers = Cluster(backend="processes", workers=2)
+    annotate("web", pool, tmp_path / "scorer", tmp_path / "other", AnnotateConfig(), workers)
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
     for r in read(tmp_path / "out").values():
         if r["error"] is None:
             assert -1 <= r["clip_score"] <= 1
