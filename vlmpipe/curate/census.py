@@ -21,7 +21,7 @@ from vlmpipe.curate import bias
 from vlmpipe.curate.bias import BiasConfig
 from vlmpipe.curate.duplicates import THUMBNAIL, Looks, Near, look, nearest
 from vlmpipe.curate.expectations import ExpectationsConfig, suite_name
-from vlmpipe.curate.filters import DECISIONS, FUNNEL, pool_names
+from vlmpipe.curate.filters import DECISIONS, FUNNEL
 from vlmpipe.curate.filters import KIND as SELECTION
 from vlmpipe.errors import UserError
 from vlmpipe.images import NotAnImage, decode_rgb
@@ -55,13 +55,12 @@ class Source:
 
 
 def find_sources(pools: Path, annotations: Path, selection: Path) -> list[Source]:
-    """Every pool under `pools`, with its annotations.
+    """Every pool that the selection decided about, with its annotations; what else lies beside them is left alone.
 
     Raises:
-        UserError: there is no pool, an unfinished one, one without annotations, or no finished selection.
+        UserError: no finished selection, or one of its pools is unfinished or without annotations.
     """
-    read_manifest(selection, SELECTION)
-    names = pool_names(pools)
+    names = sorted(read_manifest(selection, SELECTION)["pools"])
     for name in names:
         read_manifest(pools / name)
         read_manifest(annotations / name)

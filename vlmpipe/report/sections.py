@@ -1,6 +1,7 @@
 """What each section of the report shows: plain values for its template, or None where its stage was not reached."""
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,10 @@ class Workspace:
 
     @property
     def pools(self) -> list[Path]:
-        return sorted(path.parent for path in self.root.glob(f"pools/*/{MANIFEST}"))
+        """The pools that the selection decided about, or all where it was not reached."""
+        chosen = (self.json("selection", MANIFEST) or {}).get("pools")
+        found = sorted(path.parent for path in self.root.glob(f"pools/*/{MANIFEST}"))
+        return [path for path in found if chosen is None or path.name in chosen]
 
     @cached_property
     def decisions(self) -> pa.Table | None:
@@ -47,6 +51,7 @@ class Workspace:
         if not path.exists():
             return None
         table = pq.read_table(path)
+        table = table.filter(pc.is_in(table["pool"], value_set=pa.array([pool.name for pool in self.pools])))
         rows = pa.concat_tables([read_rows(pool, ["uid", "caption"]) for pool in self.pools])
         place = pc.index_in(table["uid"], value_set=rows["uid"].combine_chunks())
         return table.append_column("caption", rows["caption"].take(place))
@@ -57,7 +62,6 @@ class Workspace:
 def tiles(workspace: Workspace) -> list[dict]:
     """The few numbers that say how it went."""
     found = []
-    manifest = workspace.json("selection", MANIFEST)
     if workspace.decisions is not None:
         kept = pc.sum(workspace.decisions["kept"]).as_py()
         found.append({"name": "pairs kept", "value": f"{kept:,}", "note": f"of {len(workspace.decisions):,}"})
@@ -68,7 +72,7 @@ def tiles(workspace: Workspace) -> list[dict]:
     for name, verdict in workspace.verdicts.items():
         found.append({"name": f"{name} gate", "value": "PASS" if verdict["passed"] else "FAIL", "note": "",
                       "state": "good" if verdict["passed"] else "bad"})
-    return found if manifest is not None or found else []
+    return found
 
 
 def gates(workspace: Workspace, config: Any) -> dict | None:
@@ -83,9 +87,9 @@ def funnel(workspace: Workspace, config: Any) -> dict | None:
     found = workspace.json("selection", "funnel.json")
     if found is None:
         return None
-    steps = [("pool", found["pool"], 0)]
-    steps += [(step["rule"], step["out"], step["dropped"]) for step in found["steps"]]
-    return {"chart": charts.funnel(steps), "steps": found["steps"], "kept": found["kept"], "pool": found["pool"]}
+    steps = [("pool", found["rows"], 0)]
+    steps += [(step["reason"].replace("_", " "), step["rows_out"], step["dropped"]) for step in found["steps"]]
+    return {"chart": charts.funnel(steps), "kept": found["kept"], "rows": found["rows"], "reasons": found["reasons"]}
 
 
 def planted(workspace: Workspace, config: Any) -> dict | None:
@@ -94,8 +98,7 @@ def planted(workspace: Workspace, config: Any) -> dict | None:
     decisions = workspace.root / "selection" / "decisions.parquet"
     if not plans or not decisions.exists():
         return None
-    table = caught(plans[0], decisions)
-    return {"table": table}
+    return caught(plans[0], decisions)
 
 
 def scores(workspace: Workspace, config: Any) -> dict | None:
@@ -110,7 +113,7 @@ def scores(workspace: Workspace, config: Any) -> dict | None:
     place = pc.index_in(notes["uid"], value_set=workspace.decisions["uid"].combine_chunks())
     kept = workspace.decisions["kept"].take(place).to_numpy()
     drawn = []
-    for column, rule in (("clip_score", "clip_score"), ("caption_words", None), ("aspect", None)):
+    for column, rule in (("clip_score", "clip"), ("caption_words", None), ("aspect", None)):
         values = pc.fill_null(notes[column].cast(pa.float64()), np.nan).to_numpy()
         threshold = _threshold(workspace.decisions, rule) if rule else None
         drawn.append(charts.histogram(values, kept, threshold, column.replace("_", " ")))
@@ -118,7 +121,7 @@ def scores(workspace: Workspace, config: Any) -> dict | None:
 
 
 def _threshold(decisions: pa.Table, reason: str) -> float | None:
-    mask = pc.fill_null(pc.starts_with(decisions["reason"], reason), False)
+    mask = pc.fill_null(pc.equal(decisions["reason"], reason), False)
     used = pc.drop_null(decisions.filter(mask)["threshold"])
     return used[0].as_py() if len(used) else None
 
@@ -191,8 +194,6 @@ def expectations(workspace: Workspace, config: Any) -> dict | None:
 
 
 def _relative(path: Path, start: Path) -> str:
-    import os
-
     return Path(os.path.relpath(path, start)).as_posix()
 
 
