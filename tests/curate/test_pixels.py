@@ -72,19 +72,24 @@ def test_exif_orientation(orientation, corner):
     assert upright.getpixel(corner) == (255, 255, 255)
 
 
-def test_a_wide_gamut_profile_is_applied():
-    gamma = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ"))
-    with_other_profile = encoded(Image.new("RGB", (8, 8), (10, 200, 30)), icc_profile=gamma.tobytes())
-    damaged = encoded(Image.new("RGB", (8, 8), (10, 200, 30)), icc_profile=b"not a profile" * 20)
-    assert colour(damaged) == (10, 200, 30)
-    assert colour(with_other_profile) != (10, 200, 30)
+def swapped_profile():
+    """sRGB with its red and green primaries exchanged, under another name."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = data.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+    return data.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+
+
+def test_the_embedded_profile_is_applied_and_a_damaged_one_is_not():
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    assert near(colour(encoded(red, icc_profile=swapped_profile())), (0, 255, 0))
+    assert colour(encoded(red, icc_profile=b"not a profile" * 20)) == (255, 0, 0)
 
 
 def test_a_bomb_is_refused_by_its_header():
     data = bytearray(encoded(Image.new("RGB", (8, 8)), "BMP"))
     data[18:26] = (50_000).to_bytes(4, "little") * 2
     started = time.monotonic()
-    with pytest.raises(Unusable, match="^decompression_bomb: "):
+    with pytest.raises(Unusable, match=r"^decompression_bomb: "):
         to_rgb(bytes(data), LIMIT)
     assert time.monotonic() - started < 1
 

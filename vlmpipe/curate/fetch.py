@@ -362,7 +362,9 @@ class _Fetch:
             for _ in range(PASSES):
                 self._wait(pending)
                 self._pass(pending)
-                pending = [row for row in pending if self._again(row)]
+                self.guard.hosts.end_pass()
+                # Rows that were asked for before go first: where a host counts, they are the ones it lets through.
+                pending = sorted(filter(self._again, pending), key=lambda row: -self.guard.record(row).attempts)
                 if not pending:
                     break
         finally:

@@ -30,6 +30,7 @@ RETRIABLE = {
     "http_500", "http_502", "http_503", "http_504", "http_520", "http_522", "http_524", "http_529",
 }
 ASKS_TO_WAIT = {429, 503}
+BUSY = "the server asks to wait"  # the same words however it came out, so that runs give equal bytes
 HEADER_BYTES = 1 << 20  # allowed on top of the body's cap, for headers and the bodies of redirects
 SENT_AS_IS = "%/:=&?~+!$,;'@()*[]|"
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -37,11 +38,15 @@ _here = threading.local()  # deadline and bytes left of the request that this th
 
 
 class Failure(Exception):
-    """Why a URL gave no image. Its text is `reason: detail`, which survives img2dataset's error strings."""
+    """Why a URL gave no image. Its text is `reason: detail`, which survives img2dataset's error strings.
+
+    `wait`: seconds that the server asked for. `hopeless`: its host is given up for the rest of the run.
+    """
 
     def __init__(self, reason: str, detail: str = "", http_status: int | None = None, wait: float | None = None):
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail, self.http_status, self.wait = reason, detail, http_status, wait
+        self.hopeless = False
 
 
 def parse_failure(message: str) -> tuple[str, str]:
@@ -100,7 +105,7 @@ class Record:
 class Hosts:
     """What is known of hosts: dead ones fail at once, busy ones are left alone until they said."""
 
-    QUICK = {"dns", "connection_refused", "unreachable"}
+    QUICK = frozenset({"dns", "connection_refused", "unreachable"})
     RUN = 5  # requests to wait in a row, nothing else between them, are about the host and not about one URL
 
     def __init__(self, rules: Rules, known: Mapping[str, Any] | None = None):
@@ -111,7 +116,7 @@ class Hosts:
         self._alive: set[str] = set()
         self._strikes: dict[str, int] = {}
         self._limited: dict[str, int] = {}
-        self._periods: dict[str, int] = {}
+        self._fruitless: dict[str, tuple[int, str]] = {}  # passes without another answer, the last reason
         self._not_before: dict[str, float] = {}
         self._lock = threading.Lock()
 
@@ -122,13 +127,13 @@ class Hosts:
             return {"dead": dead, "answered": self.answered}
 
     def check(self, place: str) -> None:
-        """Raise the remembered failure of a dead place (`host:port`)."""
+        """Raise the remembered failure of a place: `host:port` that can't be reached, a host that is busy for good."""
         with self._lock:
             if place in self.dead:
-                raise Failure(*self.dead[place])
+                raise _hopeless(*self.dead[place])
             if self.rules.offline_after and not self.answered and len(self.dead) >= self.rules.offline_after:
                 reasons = ", ".join(sorted({reason for reason, _ in self.dead.values()}))
-                raise Failure("offline", f"no host of the first {self.rules.offline_after} answered ({reasons})")
+                raise _hopeless("offline", f"no host of the first {self.rules.offline_after} answered ({reasons})")
 
     def failed(self, place: str, failure: Failure) -> None:
         if failure.reason not in self.QUICK | {"connect_timeout"}:
@@ -138,6 +143,7 @@ class Hosts:
             allowed = (1 if failure.reason in self.QUICK else 2) + (2 if place in self._alive else 0)
             if self._strikes[place] >= allowed:
                 self.dead.setdefault(place, (failure.reason, failure.detail))
+            failure.hopeless = place in self.dead
 
     def connected(self, place: str) -> None:
         with self._lock:
@@ -146,22 +152,29 @@ class Hosts:
             self._strikes.pop(place, None)
 
     def limited(self, host: str, failure: Failure) -> None:
-        """A server asked to wait. A run of such answers leaves the host alone for as long, a few times at most."""
+        """A server asked to wait. A run of such answers leaves the host alone for as long."""
         wait, now = failure.wait or self.rules.backoff, time.monotonic()
         with self._lock:
+            self._fruitless[host] = (self._fruitless.get(host, (0, ""))[0], failure.reason)
             self._limited[host] = self._limited.get(host, 0) + 1
-            if self._limited[host] < self.RUN or now < self._not_before.get(host, 0.0):
-                return
-            self._not_before[host] = now + wait
-            self._periods[host] = self._periods.get(host, 0) + 1
-            if wait > self.rules.max_wait or self._periods[host] > self.rules.attempts:
-                self.dead[host] = (failure.reason, failure.detail)
+            if self._limited[host] >= self.RUN and now >= self._not_before.get(host, 0.0):
+                self._not_before[host] = now + wait
+                if wait > self.rules.max_wait:
+                    self.dead[host] = (failure.reason, failure.detail)
 
     def served(self, host: str) -> None:
         """The server gave another answer than to wait."""
         with self._lock:
             self._limited.pop(host, None)
-            self._periods.pop(host, None)
+            self._fruitless.pop(host, None)
+
+    def end_pass(self) -> None:
+        """After each pass over the rows: give up on a host that only asked to wait, pass after pass."""
+        with self._lock:
+            for host, (passes, reason) in self._fruitless.items():
+                self._fruitless[host] = (passes + 1, reason)
+                if passes + 1 >= self.rules.attempts:
+                    self.dead.setdefault(host, (reason, BUSY))
 
     def ready_at(self, host: str) -> float:
         """The monotonic time from which the host may be asked."""
@@ -238,7 +251,7 @@ class Guard:
         """
         url, _, tag = request.full_url.rpartition("#")
         record = self.record(tag)
-        record.deferred, record.final = False, False
+        record.deferred, record.final, record.http_status = False, False, None
         host = _check_url(url, record)
         with self._watched(record, host):
             self._check_busy(host, record)
@@ -252,13 +265,10 @@ class Guard:
     def _check_busy(self, host: str, record: Record) -> None:
         if self.cancelled:
             raise Failure("download_error", "stopped")
-        with self.hosts._lock:
-            dead = self.hosts.dead.get(host)
-        if dead:
-            raise Failure(*dead)
+        self.hosts.check(host)
         if (ready := self.hosts.ready_at(host)) > time.monotonic():
             record.deferred, record.not_before = True, ready
-            raise Failure("http_429", "the host asked to wait", 429)
+            raise Failure("http_429", BUSY, 429)
 
     @contextmanager
     def _watched(self, record: Record, host: str) -> Iterator[None]:
@@ -285,14 +295,14 @@ class Guard:
         elif failure.http_status is not None:
             self.hosts.served(host)
         record.not_before = now + wait
-        record.final = status_of(failure.reason) == "refused" or wait > self.rules.max_wait
+        record.final = failure.hopeless or status_of(failure.reason) == "refused" or wait > self.rules.max_wait
 
     def may_retry(self, tag: object, reason: str) -> bool:
         """Whether this row should be asked for again in this run."""
         record = self.record(tag)
         if record.deferred:
             return True
-        given_up = reason in ("dns", "offline", "download_error") or record.final or status_of(reason) == "refused"
+        given_up = reason in ("dns", "download_error") or record.final or status_of(reason) == "refused"
         return not given_up and record.attempts < self.rules.attempts and record.spent < self.rules.deadline
 
     def _connect(self, address: tuple[str, int], timeout: object = None, source_address: object = None):
@@ -437,6 +447,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 # --- small judgements --------------------------------------------------------------------------------------
 
+def _hopeless(reason: str, detail: str) -> Failure:
+    failure = Failure(reason, detail, int(reason[5:]) if reason.startswith("http_") else None)
+    failure.hopeless = True
+    return failure
+
+
 def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether an address is on the public internet, IPv4 inside IPv6 looked through."""
     inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
@@ -520,9 +536,12 @@ _EXPLANATIONS = (
 def _http_failure(error: urllib.error.HTTPError) -> Failure:
     error.close()
     if 300 <= error.code < 400:
+        if "is not allowed" in str(error.msg):  # urllib's own words for another scheme
+            return Failure("scheme", "a redirect that leaves http and https", error.code)
         return Failure("redirect", "too many redirects, or to nowhere", error.code)
     wait = _retry_after(error.headers.get("Retry-After")) if error.code in ASKS_TO_WAIT else None
-    return Failure(f"http_{error.code}", http.client.responses.get(error.code, ""), error.code, wait)
+    detail = BUSY if error.code in ASKS_TO_WAIT else http.client.responses.get(error.code, "")
+    return Failure(f"http_{error.code}", detail, error.code, wait)
 
 
 def _retry_after(text: str | None) -> float | None:
