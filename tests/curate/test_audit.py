@@ -83,7 +83,8 @@ class World:
         shards.write_table(selection / "decisions.parquet", pa.Table.from_pylist(decided, schema=pa.schema(names)))
         steps = [{"reason": name} for name in ("downloaded", "small", "clip")]
         shards.write_json(selection / "funnel.json", {"steps": steps})
-        shards.write_manifest(selection, "selection", [{"name": "decisions", "rows": len(decided), "files": {}}])
+        entry = {"name": "decisions", "rows": len(decided), "files": {}}
+        shards.write_manifest(selection, "selection", [entry], pools={"main": "sha256 of its manifest"})
         images = self.root / "questions" / "test" / "images"
         digest = shards.write_tar(images / "00000.tar", [(f"{seed}.png", png(seed)) for seed in self.evaluation])
         entry = {"name": "00000", "rows": len(self.evaluation), "files": {"00000.tar": digest}}
