@@ -164,6 +164,7 @@ def test_inline_training_needs_no_ray(tmp_path):
     assert result == {"total": 1.0, "threads": 1, "config": {"a": 1}, "stopped": False}
 
 
+@pytest.mark.slow
 def test_two_workers_talk_and_report(ray_address, tmp_path, capsys):
     cluster = Cluster(workers=2, cpus_per_worker=1, max_failures=0)
     result = run_training(sum_of_ranks, {"a": 1}, cluster, tmp_path, "pretrain")
@@ -176,6 +177,7 @@ def test_user_errors_of_training_workers_reach_the_user(tmp_path):
         run_training(refuse_training, {}, Cluster(backend="inline", threads=1), tmp_path, "pretrain")
 
 
+@pytest.mark.slow
 def test_a_killed_training_worker_is_restarted(ray_address, tmp_path):
     config = {"marker": str(tmp_path / "died")}
     cluster = Cluster(cpus_per_worker=1, max_failures=1)

@@ -199,7 +199,7 @@ def _map_ray(function: Callable, items: list, cluster: Cluster, label: str) -> I
                 result = ray.get(done)
             except ray.exceptions.RayTaskError as error:
                 raise _failure(label, items[index], error.cause or error) from None
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            except ray.exceptions.RayError:  # of its own: a worker or node is gone, and so are the retries
                 raise _deaths(label, _name(items[index]), cluster.max_failures + 1) from None
             yield index, result
 
@@ -394,9 +394,8 @@ def joined(cluster: Cluster) -> Iterator[None]:
         os.environ.setdefault(key, value)
     with ExitStack() as stack:
         address = cluster.joins or stack.enter_context(local_ray())
-        if address != os.environ.get(OWN_RAY):
-            _check_reachable(address)
-            _use_known_token()
+        _check_reachable(address)
+        _use_known_token()
         import ray  # only now: it reads the environment once
 
         if not ray.is_initialized():
@@ -497,7 +496,7 @@ def local_ray(cpus: int | None = None) -> Iterator[str]:
     environment = {**QUIET, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
     interface = "lo0" if sys.platform == "darwin" else "lo"
     head = subprocess.Popen(
-        [sys.executable, "-c", "from vlmpipe.dispatch import _head; _head()", str(cpus or 0)],
+        [sys.executable, "-c", "from vlmpipe.dispatch import _head; _head()", str(cpus or cores())],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         env={"GLOO_SOCKET_IFNAME": interface, **os.environ, **environment, "PYTHONPATH": _import_path()},
     )
@@ -509,7 +508,10 @@ def local_ray(cpus: int | None = None) -> Iterator[str]:
             yield address
     finally:
         head.stdin.close()  # the head waits for this end of the pipe, which also closes when we are killed
-        head.wait(timeout=60)
+        try:
+            head.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            head.kill()  # Ray's own reaper then ends the rest
 
 
 @cache
@@ -527,16 +529,18 @@ def _head() -> None:
     """The process behind `local_ray`: hold a Ray head until the parent closes our standard input."""
     import ray
 
+    answer = os.dup(1)
+    os.dup2(2, 1)  # nobody reads our standard output beyond the address, and a full pipe would block Ray
     os.environ.pop("RAY_ADDRESS", None)
-    cpus = int(sys.argv[1]) or None
     # Short on purpose: Ray puts sockets below it, whose paths may have 107 bytes.
     folder = tempfile.mkdtemp(prefix="vlmpipe-ray-", dir="/tmp")
     try:
         context = ray.init(
-            address="local", num_cpus=cpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
+            address="local", num_cpus=int(sys.argv[1]), object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
             log_to_driver=False, logging_level="error", _temp_dir=folder,
         )
-        print(context.address_info["gcs_address"], flush=True)
+        os.write(answer, f"{context.address_info['gcs_address']}\n".encode())
+        os.close(answer)
         sys.stdin.read()
         ray.shutdown()
     finally:

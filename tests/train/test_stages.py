@@ -165,17 +165,6 @@ def test_configs_that_make_no_stage_are_refused(packed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["prefix", "dual"])
-def test_two_workers_give_the_curve_of_one(packed, tmp_path, preset):
-    config = dataclasses.replace(CONFIG, steps=8)
-    pretrain(packed, tmp_path / "one", tmp_path / "a", model(preset), config, INLINE)
-    two = Cluster(workers=2, cpus_per_worker=1, threads=1)
-    with local_ray(cpus=2):
-        pretrain(packed, tmp_path / "two", tmp_path / "b", model(preset), config, two)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
-
-
-@pytest.mark.slow
 def test_a_stage_killed_on_ray_goes_on(packed, tmp_path):
     """The stage's own process is killed while its Ray worker trains; the rerun is on Ray too."""
     config = dataclasses.replace(CONFIG, steps=300, checkpoint_every=10, log_every=10)
@@ -196,3 +185,19 @@ def test_a_stage_killed_on_ray_goes_on(packed, tmp_path):
     pretrain(packed, tmp_path / "out", tmp_path / "state", model(), config, Cluster(threads=1))
     timing = json.loads((tmp_path / "state" / "timing.json").read_text())
     assert timing["resumed_from"] >= reached and len(losses(tmp_path / "out")) == 300
+
+
+@pytest.fixture(scope="module")
+def ray_of_two_cores():
+    with local_ray(cpus=2):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["prefix", "dual"])
+def test_two_workers_give_the_curve_of_one(packed, tmp_path, preset, ray_of_two_cores):
+    config = dataclasses.replace(CONFIG, steps=8)
+    pretrain(packed, tmp_path / "one", tmp_path / "a", model(preset), config, INLINE)
+    two = Cluster(workers=2, cpus_per_worker=1, threads=1)
+    pretrain(packed, tmp_path / "two", tmp_path / "b", model(preset), config, two)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
