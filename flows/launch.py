@@ -61,6 +61,8 @@ def ui(host: str = "127.0.0.1", port: int = PORT) -> int:
     if healthy(f"{url}/api"):
         print(f"A Prefect server already runs: {url}")
         return 0
+    # The page asks the API at this address; Prefect's default is port 4200 whatever the server's port.
+    os.environ.setdefault("PREFECT_UI_API_URL", f"{url}/api")
     print(f"Prefect's UI: {url}  (runs started from this workspace show up there; Ctrl-C ends it)", flush=True)
     os.execv(sys.executable, _server(host, port))
 
