@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vlmpipe.errors import UserError
+from vlmpipe.images import to_rgb
 
 SIDE = 32  # a picture is looked at in SIDE x SIDE pixels
 KEPT = 8  # frequencies 1..KEPT of each direction make the KEPT * KEPT = 64 bits
@@ -71,7 +72,7 @@ def look(images: Sequence[Image.Image]) -> Looks:
 
 
 def _downscale(image: Image.Image) -> np.ndarray:
-    small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    small = to_rgb(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
     return np.asarray(small, np.float32)
 
 

@@ -30,11 +30,12 @@ import pyarrow.parquet as pq
 from vlmpipe import shards
 from vlmpipe.curate import urls as url_lists
 from vlmpipe.curate.guard import Guard, Hosts, Rules, parse_failure, status_of, tagged
-from vlmpipe.curate.pixels import Decoded, Decoder, Unusable, serve, to_ppm, to_rgb
+from vlmpipe.curate.pixels import Decoded, Decoder, serve, to_ppm
 from vlmpipe.curate.spool import Spool
 from vlmpipe.curate.urls import Columns
 from vlmpipe.dispatch import Cluster, map_shards
 from vlmpipe.errors import UserError
+from vlmpipe.images import MAX_PIXELS, NotAnImage, decode_rgb
 
 KIND = "pool"
 PASSES = 20  # over the rows of a shard; a host that serves a few rows per wait can't hold a shard for ever
@@ -82,7 +83,7 @@ class PoolConfig:
     jpeg_quality: int = 95
     min_size: int = 0
     max_aspect_ratio: float | None = None
-    max_pixels: int = 89_478_485
+    max_pixels: int = MAX_PIXELS
     max_bytes: int = 32 << 20
     connect_timeout: float = 5.0
     deadline: float = 30.0
@@ -505,8 +506,8 @@ def serve_decoder(wanted: str) -> None:
 def convert(data: bytes, resizer: Any, max_pixels: int) -> Decoded:
     """Turn an image file into the stored jpeg. The Resizer gets plain RGB only: OpenCV gets other modes wrong."""
     try:
-        ppm = to_ppm(to_rgb(data, max_pixels))
-    except Unusable as error:
+        ppm = to_ppm(decode_rgb(data, max_pixels))
+    except NotAnImage as error:
         return Decoded(error=str(error))
     image, width, height, original_width, original_height, error = resizer(io.BytesIO(ppm))
     if error is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlmpipe.images import decode_rgb
+from vlmpipe.images import decode_rgb, to_rgb
 from vlmpipe.shards import iter_images, read_manifest, read_shard_rows
 
 THUMBNAIL = 112
@@ -37,7 +37,7 @@ def thumbnails(pool: Path, uids: Iterable[str]) -> dict[str, str]:
 
 def overlay(image: Image.Image, weights: np.ndarray, size: int = 160) -> str:
     """The picture with attention over it: `weights` [h, w] >= 0, bright where the model looked."""
-    picture = image.convert("RGB").resize((size, size))
+    picture = to_rgb(image).resize((size, size))
     heat = np.asarray(weights, np.float32)
     heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-9)
     mask = Image.fromarray((heat * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
