@@ -63,7 +63,7 @@ def test_hugging_face_directory_gives_its_own_embeddings(family, words, tmp_path
     scorer = load_scorer(tmp_path, device="cpu", batch_size=2)
     images = pictures(3)
     pixels = image_processor(images=images, return_tensors="pt")
-    tokens = words(TEXTS, padding=padding, max_length=9, return_tensors="pt")
+    tokens = words(TEXTS, padding=padding, truncation=True, max_length=9, return_tensors="pt")
     with torch.no_grad():
         expected_images = torch.nn.functional.normalize(model.get_image_features(**pixels).pooler_output, dim=-1)
         expected_texts = torch.nn.functional.normalize(model.get_text_features(**tokens).pooler_output, dim=-1)

@@ -186,14 +186,19 @@ class Transformer(nn.Module):
         return x_BTD
 
 
-def initialize(module: nn.Module, std: float = 0.02) -> None:
-    """GPT-2's start: normal weights, zero biases, and residual outputs scaled down by the depth of their stack."""
+def initialize(module: nn.Module) -> None:
+    """Weights that keep the size of what passes: std fan_in**-0.5, residual outputs scaled down by the depth of their
+    stack (GPT-2), embeddings so that tied logits start at size one.
+
+    A fixed 0.02, which is right for GPT-2's width, starves a narrow model of signal: at width 128 it takes three times
+    the steps until the model looks at the picture.
+    """
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(part.weight, std=std)
+            nn.init.normal_(part.weight, std=part.weight.shape[1] ** -0.5)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
     for stack in (part for part in module.modules() if isinstance(part, Transformer)):
         for block in stack.blocks:
             for output in (block.attention.out, block.feed_forward.down):
-                nn.init.normal_(output.weight, std=std / math.sqrt(2 * stack.config.depth))
+                output.weight.data /= math.sqrt(2 * stack.config.depth)
