@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,13 +140,49 @@ def read_shard_rows(directory: Path, name: str, columns: Sequence[str] | None = 
     """The rows of one shard.
 
     Raises:
-        UserError: the parquet file can't be read.
+        UserError: the parquet file can't be read, or its bytes are not the ones that the manifest lists.
     """
+    check_file(directory, f"{name}.parquet")
     path = Path(directory) / f"{name}.parquet"
     try:
         return pq.read_table(path, columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowInvalid) as error:
         raise corrupt(path, str(error).splitlines()[0]) from None
+
+
+def check_file(directory: Path, file: str) -> None:
+    """Refuse a file whose bytes are not the manifest's: parquet has no checksums, and reads many flipped bits as data.
+
+    Without a manifest there is nothing to hold it to: then only the stage that writes the directory reads it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = Path(directory) / file
+    if not (Path(directory) / MANIFEST).exists() or not path.exists():
+        return
+    expected = next((shard["files"][file] for shard in _entries(directory) if file in shard["files"]), None)
+    found = sha256_file(path)
+    if expected not in (None, found):
+        raise corrupt(path, _other_bytes(found, expected))
+
+
+def _entries(directory: Path) -> list[dict]:
+    path = (Path(directory) / MANIFEST).absolute()
+    if not path.exists():
+        read_manifest(directory)  # says so
+    facts = path.stat()
+    return _parsed(path, facts.st_mtime_ns, facts.st_size, facts.st_ino)
+
+
+@lru_cache(maxsize=16)
+def _parsed(path: Path, *_stamp: int) -> list[dict]:
+    """Parsed once: every shard asks, and a large pool's manifest is long."""
+    return read_json(path)["shards"]
+
+
+def _other_bytes(found: str, expected: str) -> str:
+    return f"its sha256 is {found[:12]}…, the manifest lists {expected[:12]}…"
 
 
 def iter_images(directory: Path, name: str) -> Iterator[tuple[str, bytes]]:
@@ -162,7 +199,7 @@ def iter_images(directory: Path, name: str) -> Iterator[tuple[str, bytes]]:
 
 def iter_members(directory: Path, name: str) -> Iterator[tuple[str, bytes]]:
     """Yield (member name, bytes) of one shard's tar; checks as in `iter_images`."""
-    shard = next((s for s in read_manifest(directory)["shards"] if s["name"] == name), None)
+    shard = next((shard for shard in _entries(directory) if shard["name"] == name), None)
     if shard is None:
         raise UserError(f"{directory} lists no shard '{name}' in its manifest; rerun the stage that writes it")
     # A pool whose `store` is an object storage keeps only the tar's address here.
@@ -173,7 +210,7 @@ def iter_members(directory: Path, name: str) -> Iterator[tuple[str, bytes]]:
     except FileNotFoundError:
         raise corrupt(path, "the file is missing") from None
     if found != expected:
-        raise corrupt(path, f"its sha256 is {found[:12]}…, the manifest lists {expected[:12]}…")
+        raise corrupt(path, _other_bytes(found, expected))
     with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             if member.isfile():
@@ -184,7 +221,7 @@ def corrupt(path: Path | str, why: str) -> UserError:
     """The one message for a damaged shard."""
     return UserError(
         f"corrupt shard {path}: {why}; expected the bytes that its stage wrote; "
-        f"delete the file and rerun that stage, or `dvc checkout --force` to restore it"
+        f"delete the file, then rerun that stage, or `dvc checkout` to have it back from the cache"
     )
 
 

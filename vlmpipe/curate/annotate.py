@@ -209,8 +209,9 @@ def _path(task: Task) -> Path:
 
 def _done(task: Task) -> bool:
     try:
+        shards.check_file(task.out, _path(task).name)  # a damaged file still carries its fingerprint
         metadata = pq.read_schema(_path(task)).metadata or {}
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowInvalid, UserError):
         return False
     return metadata.get(FINGERPRINT) == task.fingerprint.encode()
 

@@ -25,7 +25,7 @@ from vlmpipe.curate.filters import DECISIONS, FUNNEL
 from vlmpipe.curate.filters import KIND as SELECTION
 from vlmpipe.errors import UserError
 from vlmpipe.images import NotAnImage, decode_rgb
-from vlmpipe.shards import corrupt, iter_images, progress, read_json, read_manifest, read_shard_rows
+from vlmpipe.shards import check_file, corrupt, iter_images, progress, read_json, read_manifest, read_shard_rows
 
 UNDECIDED = "no_decision"
 POOL_COLUMNS = ("uid", "url", "caption", "status", "reason", "sha256")
@@ -45,6 +45,7 @@ class Source:
 
     def decided(self) -> pa.Table:
         """uid, kept and reason of this pool's rows, in the pool's order."""
+        check_file(self.decisions.parent, self.decisions.name)
         try:
             return pq.read_table(self.decisions, columns=["uid", "kept", "reason"], filters=[("pool", "==", self.name)])
         except (OSError, pa.ArrowInvalid) as error:

@@ -33,7 +33,7 @@ from vlmpipe.images import NotAnImage, decode_rgb
 from vlmpipe.models import Processor, VisionLanguageModel, load
 from vlmpipe.models.generate import answer, attention_map, caption, embed_texts, to_device
 from vlmpipe.models.processor import stack
-from vlmpipe.shards import write_bytes_atomic, write_json, write_table
+from vlmpipe.shards import check_file, write_bytes_atomic, write_json, write_table
 
 TaskName = Literal["captioning", "vqa"]
 
@@ -275,10 +275,11 @@ def packed_rows(directory: Path, columns: Sequence[str]) -> Iterator[tuple[str, 
     """Yield (uid, row) of a packed split.
 
     Raises:
-        UserError: there is no split, or it is empty.
+        UserError: there is no split, it is empty or damaged.
     """
-    found = False
-    for file in sorted(Path(directory).glob("*.parquet")):
+    found, directory = False, Path(directory)
+    for file in sorted(directory.glob("*.parquet")):
+        check_file(directory.parent, f"{directory.name}/{file.name}")
         for batch in pq.ParquetFile(file).iter_batches(batch_size=256, columns=list(columns)):
             for row in batch.to_pylist():
                 found = True

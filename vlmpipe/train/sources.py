@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from vlmpipe.data.vqa import read_vqa, vqa_images
 from vlmpipe.errors import UserError
-from vlmpipe.shards import iter_images, read_manifest, read_rows
+from vlmpipe.shards import iter_images, read_manifest, read_rows, read_shard_rows
 from vlmpipe.train.batches import Pair
 
 
@@ -39,14 +37,15 @@ def read_packed(directory: Path) -> Source:
     """One split of a packed dataset: parquet files with `image` {bytes, path} and `caption`, in name order.
 
     Raises:
-        UserError: no parquet there, or not one row.
+        UserError: no parquet there, a damaged one, or not one row.
     """
-    files = sorted(Path(directory).glob("*.parquet"))
+    directory = Path(directory)
+    files = sorted(directory.glob("*.parquet"))
     if not files:
         raise UserError(f"found no parquet files in {directory}; expected a packed split; rerun the pack stage")
     images, pairs = [], []
     for file in files:
-        table = pq.read_table(file, columns=["image", "caption"])
+        table = read_shard_rows(directory.parent, f"{directory.name}/{file.stem}", ["image", "caption"])
         for image, caption in zip(table["image"].to_pylist(), table["caption"].to_pylist(), strict=True):
             pairs.append(Pair(len(images), "", caption))
             images.append(image["bytes"])
