@@ -1,7 +1,6 @@
 """python -m vlmpipe STAGE ... and the verbs that people type; stages are called by dvc.yaml."""
 
 import argparse
-import errno
 import os
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ os.environ.update(
 )
 
 from vlmpipe import compose
-from vlmpipe.errors import GateFailed, UserError
+from vlmpipe.errors import GateFailed, UserError, disk_full
 from vlmpipe.process import die_with_parent
 from vlmpipe.stages import STAGES, run_stage, validate
 
@@ -37,13 +36,20 @@ def main(arguments: list[str] | None = None) -> int:
         return _end(f"gate failed: {failure}", GATE)
     except UserError as error:
         return _end(f"error: {error}", USER)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        where = error.filename or os.getcwd()
-        return _end(f"error: the disk is full (writing {where}); expected free space; free some and rerun", USER)
     except KeyboardInterrupt:
         return _end("stopped; rerun to go on from here", 130)
+    except Exception as error:
+        if not disk_full(error):
+            raise
+        where = " or ".join(str(path) for path in map(vars(options).get, ("out", "state", "metrics")) if path)
+        return _end(
+            f"error: the disk is full (writing {where or os.getcwd()}: {_first_line(error)}); expected free space; "
+            f"free some and rerun: what is finished is kept", USER,
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip().splitlines()[0]
 
 
 def _end(line: str, code: int) -> int:

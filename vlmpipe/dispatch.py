@@ -5,6 +5,7 @@ and give the same result wherever they run. Ray is joined by address (`RAY_ADDRE
 started for the length of one call; `local_ray` starts one that every stage of a run joins.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from vlmpipe.errors import UserError
+from vlmpipe.errors import UserError, disk_full
 from vlmpipe.shards import progress
 
 Item = TypeVar("Item")
@@ -267,19 +268,23 @@ def run_training(worker: Worker, config: Any, cluster: Cluster, state: Path, nam
         result = _run_worker(task) if cluster.backend != "ray" else _train_on_ray(task, cluster, state, name)
     if "user_error" in result:
         raise UserError(result["user_error"])
+    if "disk_full" in result:
+        raise OSError(errno.ENOSPC, result["disk_full"])
     return result["value"]
 
 
 def _run_worker(task: dict) -> dict:
-    """One training worker, wherever it runs. A UserError comes back as a value: a retry would not mend it."""
+    """One training worker, wherever it runs. What a retry would not mend comes back as a value."""
     limit_threads(task["threads"])
     report = partial(_append_line, Path(task["progress"]))
     try:
         return {"value": task["worker"](task["config"], report, Path(task["stop"]).exists)}
-    except UserError as error:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others may wait for this worker: let Ray end them
+    except Exception as error:
+        full = disk_full(error)
+        alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # else others may wait for this worker: let Ray end them
+        if not alone or not (full or isinstance(error, UserError)):
             raise
-        return {"user_error": str(error)}
+        return {"disk_full" if full else "user_error": str(error)}
 
 
 def _train_on_ray(task: dict, cluster: Cluster, state: Path, name: str) -> dict:
@@ -316,7 +321,7 @@ def _train_on_ray(task: dict, cluster: Cluster, state: Path, name: str) -> dict:
 def _training_failure(name: str, error: Exception) -> Exception:
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
     causes = [getattr(failure, "cause", failure) for failure in failures]
-    user = next((cause for cause in causes if isinstance(cause, UserError)), None)
+    user = next((cause for cause in causes if isinstance(cause, UserError) or disk_full(cause)), None)
     return user or RuntimeError(f"{name} failed on Ray: {type(causes[0]).__name__}: {causes[0]}")
 
 

@@ -3,6 +3,7 @@
 Shapes: N pictures, B rows of this process, C colours, Y and X pixels, T tokens.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,20 @@ def decode_images(encoded: Iterable[bytes], count: int, processor: Processor, ca
     if int(np.prod(shape)) <= MEMORY_LIMIT:
         images = np.empty(shape, np.uint8)
     else:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        images = np.lib.format.open_memmap(cache, mode="w+", dtype=np.uint8, shape=shape)
+        reserve(cache, int(np.prod(shape)))
+        images = np.memmap(cache, np.uint8, mode="r+", shape=shape)
     for index, data in enumerate(encoded):
         images[index] = processor.image(decode_rgb(data))
     return images
+
+
+def reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes that the disk has room for: a mapped one without ends the process by SIGBUS."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
 
 
 def group(pairs: Sequence[Pair], per_row: int) -> list[list[Pair]]:

@@ -110,7 +110,7 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
         model, processor = load(job.init)
     else:
         model, processor = build(job.architecture, source.texts, config.seed)
-    images = decode_images(source.images, len(source.images), processor, job.state / "cache" / f"images-{rank}.npy")
+    images = decode_images(source.images, len(source.images), processor, job.state / "cache" / f"images-{rank}.bytes")
     dataset = make_dataset(images, source.pairs, processor, model.language_model is not None, config.per_row)
     batches = Batches(dataset, config.batch_size // config.accumulation, config.seed, rank, world)
     objective = OBJECTIVES[config.objective]() if config.objective else objective_for(model)
