@@ -48,8 +48,9 @@ def read_params(path: Path = Path(PARAMS)) -> dict[str, Any]:
         params = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"found no {path} in {Path.cwd()}; run from the workspace, or `vlmpipe compose` first") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not yaml: {' '.join(str(error).split())}; mend or recompose it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not yaml: {' '.join(str(error).split())}; mend it, or write it anew with "
+                        f"`vlmpipe compose`") from None
     if not isinstance(params, dict):
         raise UserError(f"{path}: found {type(params).__name__}; expected a mapping; recompose it")
     return params
@@ -57,7 +58,14 @@ def read_params(path: Path = Path(PARAMS)) -> dict[str, Any]:
 
 def write_params(params: dict[str, Any], path: Path = Path(PARAMS)) -> bool:
     """Write params.yaml if it says something else now; returns whether it did."""
-    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) == params:
+    if path.exists() and _says(path, params):
         return False
     write_bytes_atomic(path, yaml.safe_dump(params, sort_keys=False, allow_unicode=True).encode())
     return True
+
+
+def _says(path: Path, params: dict[str, Any]) -> bool:
+    try:
+        return read_params(path) == params
+    except UserError:  # it is no yaml: to be replaced
+        return False

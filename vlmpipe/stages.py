@@ -170,6 +170,7 @@ def _refuse_unclaimed(tree: Mapping[str, Any], claimed: Mapping, where: str, pre
 def run_stage(stage_name: str, name: str | None, paths: Mapping[str, Any], params: Mapping[str, Any], where: str) -> None:
     """Run one stage on `paths` (keyword -> Path or list of Paths) with its configs from `params`."""
     stage = STAGES[stage_name]
+    _refuse_unclaimed(params, _claims(params), where, "")
     keywords = {key: value for key, value in paths.items() if key not in stage.verdicts}
     keywords |= configs(stage, params, name, where)
     if stage.cluster:
