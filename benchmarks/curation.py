@@ -77,7 +77,7 @@ def main() -> None:
     arms = []
     with local_ray():
         for name in ("raw", "curated"):
-            models = trained.get(name) or train(packed[name], Path(params["questions"]), out / name, configs, cluster)
+            models = trained.get(name) or train(packed[name], root / "scorer", Path(params["questions"]), out / name, configs, cluster)
             arms.append(measure(name, packed[name], models, Path(params["questions"]), fresh, out / name, cluster))
     words = sum(len(text.split()) for _, text in fresh)
     results = compare(*arms, words)
@@ -103,10 +103,10 @@ def pack_raw(root: Path, questions: Path, out: Path, configs: dict) -> Path:
     return out / "packed"
 
 
-def train(packed: Path, questions: Path, out: Path, configs: dict, cluster: Cluster) -> Path:
+def train(packed: Path, scorer: Path, questions: Path, out: Path, configs: dict, cluster: Cluster) -> Path:
     """Both training stages as the pipeline runs them; they go on from their checkpoints when run again."""
     models, state = out / "models", out / "state"
-    pretrain(packed, models / "pretrain", state / "pretrain", cluster=cluster, **configs["pretrain"])
+    pretrain(packed, scorer, models / "pretrain", state / "pretrain", cluster=cluster, **configs["pretrain"])
     finetune(
         models / "pretrain", questions, packed, models / "finetune", state / "finetune", cluster=cluster,
         **configs["finetune"],

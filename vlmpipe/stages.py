@@ -44,7 +44,7 @@ STAGES = {
     ),
     "download": Stage(
         "vlmpipe.curate.fetch:download", ("urls", "out", "state"),
-        {"config": ("pool.{name}", "vlmpipe.curate.fetch:PoolConfig")}, named=True, cluster=True,
+        {"config": ("pool.{name}", "vlmpipe.curate.pool:PoolConfig")}, named=True, cluster=True,
     ),
     "scorer": Stage(
         "vlmpipe.train.stages:train_scorer", ("trusted", "out", "state"),
@@ -72,7 +72,7 @@ STAGES = {
         {"config": ("curation.pack", "vlmpipe.curate.pack:PackConfig")}, verdicts=("verdict",),
     ),
     "pretrain": Stage(
-        "vlmpipe.train.stages:pretrain", ("packed", "out", "state"),
+        "vlmpipe.train.stages:pretrain", ("packed", "scorer", "out", "state"),
         {
             "model": ("model.architecture", "vlmpipe.models.vlm:VLMConfig"),
             "config": ("train.pretrain", "vlmpipe.train.loop:TrainConfig"),

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from tests.models.tiny import PRESETS
 from vlmpipe.config import parse
 from vlmpipe.dispatch import Cluster, local_ray
 from vlmpipe.errors import UserError
-from vlmpipe.models.directory import load
+from vlmpipe.models.directory import build, load, save
 from vlmpipe.models.vlm import VLMConfig
 from vlmpipe.shards import write_manifest, write_table
 from vlmpipe.train.loop import TrainConfig
-from vlmpipe.train.optim import OptimizerConfig, ScheduleConfig
+from vlmpipe.train.optim import OptimizerConfig, Rule, ScheduleConfig
 from vlmpipe.train.stages import ScorerConfig, finetune, pretrain, train_scorer
 
 INLINE = Cluster(backend="inline", threads=1)
@@ -68,7 +69,7 @@ def losses(directory: Path) -> list[float]:
 
 
 def run_pretrain(packed: Path, root: Path, cluster: Cluster = INLINE, config: TrainConfig = CONFIG) -> Path:
-    pretrain(packed, root / "out", root / "state", model(), config, cluster)
+    pretrain(packed, root / "scorer", root / "out", root / "state", model(), config, cluster)
     return root / "out"
 
 
@@ -79,6 +80,26 @@ def test_pretrain_writes_a_model_directory_of_the_same_bytes(packed, tmp_path):
     assert losses(first)[-1] < 0.8 * losses(first)[0]
     load(first)
     assert [path.name for path in (tmp_path / "first" / "state").iterdir()] == ["timing.json"]
+
+
+def test_pretraining_can_start_from_the_scorers_eyes(packed, tmp_path):
+    dual, processor = build(model("dual"), ["a red picture"], seed=3)
+    save(dual, processor, tmp_path / "scorer")
+    config = dataclasses.replace(CONFIG, vision="scorer", optimizer=OptimizerConfig(rules=(Rule(r"vision\..*", None),)))
+    trained, _ = load(run_pretrain(packed, tmp_path, config=config))
+    towers = trained.vision.state_dict(), dual.vision.state_dict()
+    assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[1])
+
+
+def test_a_scorer_of_another_shape_lends_no_eyes(packed, tmp_path):
+    config = dataclasses.replace(CONFIG, vision="scorer")
+    with pytest.raises(UserError, match="found no model of ours"):
+        run_pretrain(packed, tmp_path, config=config)
+    other = model("dual")
+    other = dataclasses.replace(other, vision=dataclasses.replace(other.vision, image_size=64))
+    save(*build(other, ["a red picture"]), tmp_path / "scorer")
+    with pytest.raises(UserError, match=r"train\.pretrain\.vision=scratch"):
+        run_pretrain(packed, tmp_path, config=config)
 
 
 def test_killed_and_rerun_gives_the_same_bytes(packed, tmp_path):

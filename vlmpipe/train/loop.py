@@ -42,6 +42,7 @@ class TrainConfig:
     accumulation: int = 1
     per_row: int = 1
     objective: str | None = None
+    vision: Literal["scratch", "scorer"] = "scratch"  # pretraining only: where the vision tower's weights come from
     captions: bool = False  # finetuning only: rehearse the packed captions beside the questions
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: Literal["float32", "bf16"] = "float32"

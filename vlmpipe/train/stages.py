@@ -15,8 +15,8 @@ from typing import Literal
 from vlmpipe.config import nearest, to_dict
 from vlmpipe.dispatch import Cluster, run_training
 from vlmpipe.errors import UserError
-from vlmpipe.models.directory import build, load, save
-from vlmpipe.models.vlm import VLMConfig
+from vlmpipe.models.directory import build, is_model, load, save
+from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 from vlmpipe.shards import sha256_file, write_json
 from vlmpipe.train.batches import Batches, decode_images, make_dataset
 from vlmpipe.train.checkpoint import fingerprint
@@ -54,6 +54,7 @@ class Job:
     state: Path
     architecture: VLMConfig | None = None  # null: start from `init`
     init: Path | None = None
+    vision: Path | None = None  # a scorer whose vision tower the new model starts from
     rehearse: Path | None = None  # a packed dataset whose captions are trained on too
 
 
@@ -67,9 +68,13 @@ def train_scorer(trusted: Path, out: Path, state: Path, config: ScorerConfig, cl
     run(Job("scorer", config.train, trusted, state, architecture=config.model), out, cluster)
 
 
-def pretrain(packed: Path, out: Path, state: Path, model: VLMConfig, config: TrainConfig, cluster: Cluster) -> None:
-    """Train a new model on the packed captions."""
-    run(Job("pretrain", config, packed, state, architecture=model), out, cluster)
+def pretrain(
+    packed: Path, scorer: Path, out: Path, state: Path, model: VLMConfig, config: TrainConfig, cluster: Cluster
+) -> None:
+    """Train a new model on the packed captions, from the scorer's vision tower where the config says so (as LLaVA
+    starts from CLIP's, arXiv 2304.08485)."""
+    vision = scorer if config.vision == "scorer" else None
+    run(Job("pretrain", config, packed, state, architecture=model, vision=vision), out, cluster)
 
 
 def finetune(
@@ -110,6 +115,8 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
         model, processor = load(job.init)
     else:
         model, processor = build(job.architecture, source.texts, config.seed)
+    if job.vision is not None:
+        adopt_vision(model, job.vision)
     images = decode_images(source.images, len(source.images), processor, job.state / "cache" / f"images-{rank}.bytes")
     dataset = make_dataset(images, source.pairs, processor, model.language_model is not None, config.per_row)
     batches = Batches(dataset, config.batch_size // config.accumulation, config.seed, rank, world)
@@ -118,6 +125,23 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
     if rank == 0 and not summary.stopped:
         write_result(job.state, model, processor)
     return dataclasses.asdict(summary)
+
+
+def adopt_vision(model: VisionLanguageModel, scorer: Path) -> None:
+    """Give `model` the vision tower of the dual encoder in `scorer`.
+
+    Raises:
+        UserError: the two towers are not the same shape, or the scorer is not one of ours.
+    """
+    if not is_model(scorer):
+        raise UserError(f"{scorer}: found no model of ours; expected a trained scorer; set train.pretrain.vision=scratch")
+    tower, own = load(scorer)[0].vision, model.vision
+    if tower.config != own.config:
+        raise UserError(
+            f"{scorer}: found vision {tower.config}; expected {own.config}; make model.architecture.vision and "
+            f"train.scorer.model.vision equal, or set train.pretrain.vision=scratch"
+        )
+    own.load_state_dict(tower.state_dict())
 
 
 def read_source(job: Job) -> Source:
@@ -146,7 +170,7 @@ def identity(job: Job) -> str:
             "config": config,
             "architecture": job.architecture and to_dict(job.architecture),
             "data": [digests(path, "*.json") for path in (job.data, job.rehearse) if path],
-            "init": job.init and digests(job.init, "*"),
+            "init": [digests(path, "*") for path in (job.init, job.vision) if path],
         }
     )
 
