@@ -22,7 +22,8 @@ from web_of_faults import faulty_web, picture
 
 from vlmpipe import shards
 from vlmpipe.config import parse
-from vlmpipe.curate.fetch import PoolConfig, download
+from vlmpipe.curate.fetch import download
+from vlmpipe.curate.pool import PoolConfig
 from vlmpipe.curate.spool import Spool
 from vlmpipe.curate.urls import Columns, read_list
 from vlmpipe.dispatch import Cluster
@@ -245,7 +246,8 @@ def test_a_damaged_or_deleted_tar_is_fetched_again(tmp_path, web):
 KILLED = """
 import sys
 from pathlib import Path
-from vlmpipe.curate.fetch import PoolConfig, download
+from vlmpipe.curate.fetch import download
+from vlmpipe.curate.pool import PoolConfig
 from vlmpipe.dispatch import Cluster
 urls, root, backend = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import pytest
 from web_of_faults import faulty_web, picture
 
 from vlmpipe.curate import guard as guard_module
-from vlmpipe.curate.guard import Failure, Guard, Hosts, Rules, is_public, parse_failure, status_of, tagged
+from vlmpipe.curate.failures import Failure, status_of
+from vlmpipe.curate.guard import Guard, is_public, tagged
+from vlmpipe.curate.hosts import Hosts, Rules
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -155,12 +157,6 @@ def test_retry_after_sets_when_to_come_back_and_too_long_a_wait_is_given_up(web)
     assert not guard.may_retry("b", "http_429")
 
 
-def test_retry_after_may_be_a_date():
-    later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 50))
-    assert 47 < guard_module._retry_after(later) <= 50
-    assert guard_module._retry_after("soon") is None
-
-
 def test_a_run_of_429_leaves_the_host_alone_but_other_hosts_go_on(web):
     hosts = {"busy.test": ("127.0.0.1", web.port), "free.test": ("127.0.0.1", web.port)}
     guard = Guard(Rules(hosts=hosts))
@@ -170,17 +166,6 @@ def test_a_run_of_429_leaves_the_host_alone_but_other_hosts_go_on(web):
     assert sum(web.hits[f"/wait/5/run{i}"] for i in range(6)) == Hosts.RUN
     assert guard.record(5).attempts == 0 and guard.may_retry(5, "http_429")
     assert fetch(guard, "http://free.test/ok/3.jpg", "other") == picture(3)
-
-
-def test_a_host_that_only_asks_to_wait_is_given_up_after_some_passes_and_one_that_serves_is_not():
-    hosts = Hosts(Rules(attempts=3))
-    for _ in range(3):
-        for host in ("never.test", "slowly.test"):
-            hosts.limited(host, Failure("http_429", "", 429, wait=0.0))
-        hosts.served("slowly.test")
-        hosts.end_pass()
-    assert set(hosts.dead) == {"never.test"}
-    assert hosts.facts()["dead"] == {}
 
 
 def test_a_dead_host_is_asked_once(monkeypatch):
@@ -222,29 +207,8 @@ def test_a_refused_port_is_remembered_too():
     assert f"127.0.0.1:{port}" in guard.hosts.dead
 
 
-def test_one_refused_connection_does_not_condemn_a_host_that_answered():
-    hosts = Hosts(Rules())
-    hosts.connected("a:80")
-    for _ in range(2):
-        hosts.failed("a:80", Failure("connection_refused"))
-        hosts.check("a:80")
-    hosts.failed("a:80", Failure("connection_refused"))
-    with pytest.raises(Failure):
-        hosts.check("a:80")
-
-
 def test_urls_with_spaces_and_other_letters_are_sent_as_browsers_do(web):
     web.files["/a%20b%C3%A9.jpg"] = b"found"
     assert fetch(Guard(Rules(allow=LOOPBACK)), web.url("/a bé.jpg#part")) == b"found"
     assert tagged("http://bücher.example/ä?q=1&r=%20#x", 4) == "http://xn--bcher-kva.example/%C3%A4?q=1&r=%20#4"
     assert tagged("http://[::1/a", 4) == tagged("http://a..é/", 4) == "#4"
-
-
-@pytest.mark.parametrize("message, expected", [
-    ("http_404: Not Found", ("http_404", "Not Found")),
-    ("disallowed by X-Robots-Tag directive", ("opt_out", "disallowed by X-Robots-Tag directive")),
-    ("unknown url type: 'a#1'", ("bad_url", "not the form of a URL")),
-    ("Something odd", ("download_error", "Something odd")),
-])
-def test_reasons_survive_error_strings(message, expected):
-    assert parse_failure(message) == expected

@@ -8,42 +8,36 @@ Resizer resizes and encodes. What goes around it is ours: the guard (its network
 import fcntl
 import hashlib
 import io
-import ipaddress
 import json
 import os
 import sys
-import tarfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmpipe import shards
 from vlmpipe.curate import urls as url_lists
-from vlmpipe.curate.guard import Guard, Hosts, Rules, parse_failure, status_of, tagged
+from vlmpipe.curate.assemble import assemble, finish
+from vlmpipe.curate.failures import parse_failure, status_of
+from vlmpipe.curate.guard import Guard, tagged
+from vlmpipe.curate.hosts import Hosts
 from vlmpipe.curate.pixels import Decoded, Decoder, serve, to_ppm
+from vlmpipe.curate.pool import PoolConfig, ShardTask
+from vlmpipe.curate.resume import is_done, open_again, reuse
 from vlmpipe.curate.spool import Spool
-from vlmpipe.curate.urls import Columns
 from vlmpipe.dispatch import Cluster, map_shards
 from vlmpipe.errors import UserError
-from vlmpipe.images import MAX_PIXELS, NotAnImage, decode_rgb
+from vlmpipe.images import NotAnImage, decode_rgb
 
-KIND = "pool"
 PASSES = 20  # over the rows of a shard; a host that serves a few rows per wait can't hold a shard for ever
-FACTS = {
-    "status": pa.string(), "reason": pa.string(), "detail": pa.string(), "http_status": pa.int32(),
-    "bytes": pa.int64(), "sha256": pa.string(), "original_width": pa.int32(), "original_height": pa.int32(),
-    "width": pa.int32(), "height": pa.int32(), "pool": pa.string(),
-}
 RESIZER_REASONS = {
     "image too small": "too_small", "image area too large": "too_large", "aspect ratio too large": "aspect_ratio",
 }
@@ -51,82 +45,6 @@ DECODING = (
     "image_size", "resize_mode", "jpeg_quality", "min_size", "max_aspect_ratio", "max_pixels", "decode_timeout",
 )
 OPT_OUT = ["noai", "noimageai", "noindex", "noimageindex"]
-
-
-@dataclass(frozen=True)
-class Serve:
-    """Serve the pool's images from loopback while it downloads: the embedded world, or a folder of files."""
-
-    kind: Literal["scenes", "folder"]
-    path: str
-    hosts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PoolConfig:
-    """One pool of image-text pairs. Sizes are pixels and bytes, times are seconds.
-
-    `urls`: a parquet, csv, tsv or jsonl file, a directory of them, or an fsspec URL. `allow_addresses`: networks in
-    CIDR form beside the public ones. `resize_mode` as in img2dataset; nothing is enlarged. `min_size` is of the
-    shorter side. `deadline` is for one URL over its `attempts`; `max_wait` bounds Retry-After. After
-    `offline_after` hosts failed and none answered, the rest fails at once (0: never). `opt_out` honours
-    X-Robots-Tag, `user_agent` is the name it may address. `store`: an fsspec URL for the tars.
-    """
-
-    urls: str
-    columns: Columns = field(default_factory=Columns)
-    serve: Serve | None = None
-    allow_addresses: tuple[str, ...] = ()
-    samples_per_shard: int = 1000
-    image_size: int = 384
-    resize_mode: Literal["keep_ratio_largest", "keep_ratio", "center_crop", "border", "no"] = "keep_ratio_largest"
-    jpeg_quality: int = 95
-    min_size: int = 0
-    max_aspect_ratio: float | None = None
-    max_pixels: int = MAX_PIXELS
-    max_bytes: int = 32 << 20
-    connect_timeout: float = 5.0
-    deadline: float = 30.0
-    decode_timeout: float = 20.0
-    threads: int = 64
-    attempts: int = 3
-    backoff: float = 0.5
-    max_wait: float = 30.0
-    redirects: int = 5
-    offline_after: int = 200
-    opt_out: bool = True
-    user_agent: str = "vlmpipe"
-    store: str | None = None
-
-    def __post_init__(self) -> None:
-        positive = (
-            "samples_per_shard", "image_size", "jpeg_quality", "max_pixels", "max_bytes", "connect_timeout",
-            "deadline", "decode_timeout", "threads", "attempts",
-        )
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}: found {getattr(self, name)}; expected more than 0")
-        if self.jpeg_quality > 100:
-            raise UserError(f"jpeg_quality: found {self.jpeg_quality}; expected 1 to 100")
-        for network in self.allow_addresses:
-            try:
-                ipaddress.ip_network(network, strict=False)
-            except ValueError:
-                raise UserError(f"allow_addresses: found '{network}'; expected CIDR such as 127.0.0.0/8") from None
-
-    def rules(self, hosts: Mapping[str, tuple[str, int]]) -> Rules:
-        same = ("max_bytes", "connect_timeout", "deadline", "redirects", "attempts", "backoff", "max_wait",
-                "offline_after")
-        return Rules(hosts=dict(hosts), allow=self.allow_addresses, **{name: getattr(self, name) for name in same})
-
-    def settings(self, source: str) -> str:
-        """A hash of all that decides what a URL becomes: a row is reused only under the same settings."""
-        kept = ("allow_addresses", "image_size", "resize_mode", "jpeg_quality", "min_size", "max_aspect_ratio",
-                "max_pixels", "max_bytes", "redirects", "opt_out", "user_agent")
-        facts = {name: getattr(self, name) for name in kept}
-        if self.serve:  # the same addresses may mean other pictures: those of another world
-            facts["serve"] = [asdict(self.serve), shards.sha256_file(source) if os.path.isfile(source) else source]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # --- the stage ---------------------------------------------------------------------------------------------
@@ -148,42 +66,16 @@ def download(
     with _only_one(name, state):
         rows = url_lists.split(source, config.columns, config.samples_per_shard, state / "list")
         tasks = _plan(name, rows, out, state, config, source)
-        known = _open_again(out, state)
-        todo = [task for task in tasks if not _is_done(task, known.get(task.name))]
-        _reuse(todo, tasks, known, out, state)
+        known = open_again(out, state)
+        todo = [task for task in tasks if not is_done(task, known.get(task.name))]
+        reuse(todo, tasks, known, out, state)
         _forget_hosts(state)
         with _hosts(config, out) as hosts, _watch(f"download {name}", state, tasks, todo):
             run = partial(fetch_shard, hosts=hosts)
             done = map_shards(run, todo, cluster or Cluster(backend="inline"), f"download {name} shards")
-        entries = _close(name, tasks, known, done, out, config)
+        entries = finish(name, tasks, known, done, out, config)
         _write_timing(state, started, entries, done)
     _expect_images(name, entries, out)
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard to download; travels to whatever process does it."""
-
-    name: str
-    pool: str
-    rows: int
-    fingerprint: str
-    settings: str
-    out: Path
-    state: Path
-    config: PoolConfig
-
-    @property
-    def list_file(self) -> Path:
-        return self.state / "list" / f"{self.name}.parquet"
-
-    @property
-    def spool_file(self) -> Path:
-        return self.state / "spool" / f"{self.settings}-{self.name}-{self.fingerprint}.spool"
-
-    @property
-    def done_file(self) -> Path:
-        return self.state / "done" / f"{self.name}.json"
 
 
 def _plan(name: str, rows: list, out: Path, state: Path, config: PoolConfig, source: str) -> list[ShardTask]:
@@ -229,97 +121,6 @@ def _expect_images(name: str, entries: Sequence[dict], out: Path) -> None:
                     f"at least one; every row's reason stands in {out}; check the network and the list, then rerun")
 
 
-# --- what is there already ---------------------------------------------------------------------------------
-
-def _open_again(out: Path, state: Path) -> dict[str, dict]:
-    """Entries of finished shards, from this run's notes or the manifest of an earlier one."""
-    out.mkdir(parents=True, exist_ok=True)
-    entries = {}
-    if (out / shards.MANIFEST).exists():
-        entries = {entry["name"]: entry for entry in shards.read_manifest(out, KIND)["shards"]}
-    for path in sorted((state / "done").glob("*.json")):
-        entries[path.stem] = shards.read_json(path)
-    return {name: entry for name, entry in entries.items() if _is_whole(out, entry)}
-
-
-def _is_whole(out: Path, entry: dict) -> bool:
-    tar = f"{entry['name']}.tar"
-    places = {file: entry.get("tar") if file == tar and entry.get("tar") else out / file for file in entry["files"]}
-    try:
-        return all(shards.sha256_file(place) == entry["files"][file] for file, place in places.items())
-    except FileNotFoundError:
-        return False
-
-
-def _is_done(task: ShardTask, entry: dict | None) -> bool:
-    return entry is not None and entry["fingerprint"] == task.fingerprint and not entry["retriable"]
-
-
-def _reuse(todo: list[ShardTask], tasks: list[ShardTask], known: dict[str, dict], out: Path, state: Path) -> None:
-    """Move finished rows of shards and spools that are about to go into the spools of the shards to come."""
-    if todo or {task.name for task in tasks} != set(known):
-        for name, entry in known.items():  # keep what the manifest knows before `out` stops being complete
-            shards.write_json(state / "done" / f"{name}.json", entry)
-        (out / shards.MANIFEST).unlink(missing_ok=True)
-    kept = {task.name for task in tasks} - {task.name for task in todo}
-    wanted = _wanted_uids(todo)
-    settings = todo[0].settings if todo else ""
-    for name, entry in known.items():
-        if name not in kept and entry["settings"] == settings and wanted:
-            _pour(_finished_rows(out, entry, wanted), wanted)
-    spools = {task.spool_file.name for task in todo}
-    for path in sorted((state / "spool").glob("*.spool")):
-        if path.name not in spools:
-            if path.name.startswith(f"{settings}-") and wanted:
-                _pour(_spooled_rows(path, wanted), wanted)
-            path.unlink()
-    _drop_stale(out, state, known, kept)
-
-
-def _wanted_uids(todo: Sequence[ShardTask]) -> dict[str, ShardTask]:
-    return {
-        uid: task for task in todo for uid in pq.read_table(task.list_file, columns=["uid"])["uid"].to_pylist()
-    }
-
-
-def _finished_rows(out: Path, entry: dict, wanted: Mapping[str, Any]) -> Iterator[tuple[dict, bytes | None]]:
-    names = ["uid", *FACTS]
-    rows = {row["uid"]: row for row in shards.read_shard_rows(out, entry["name"], names).to_pylist()}
-    yield from ((row, None) for row in rows.values() if row["status"] == "refused" and row["uid"] in wanted)
-    with fsspec.open(entry.get("tar") or str(out / f"{entry['name']}.tar"), "rb") as file:
-        with tarfile.open(fileobj=file, mode="r|") as tar:
-            for member in tar:
-                uid, suffix = os.path.splitext(member.name)
-                if suffix == ".jpg" and uid in wanted:
-                    yield rows[uid], tar.extractfile(member).read()
-
-
-def _spooled_rows(path: Path, wanted: Mapping[str, Any]) -> Iterator[tuple[dict, bytes | None]]:
-    with Spool(path) as old:
-        for uid in old.uids():
-            if uid in wanted:
-                yield old.facts(uid), old.image(uid) or None
-
-
-def _pour(rows: Iterator[tuple[dict, bytes | None]], wanted: Mapping[str, ShardTask]) -> None:
-    with ExitStack() as stack:
-        opened: dict[Path, Spool] = {}
-        for facts, image in rows:
-            path = wanted[facts["uid"]].spool_file
-            if path not in opened:
-                opened[path] = stack.enter_context(Spool(path))
-            if facts["uid"] not in opened[path]:
-                opened[path].append(facts, image)
-
-
-def _drop_stale(out: Path, state: Path, known: dict[str, dict], kept: set[str]) -> None:
-    for path in (state / "done").glob("*.json"):
-        if path.stem not in kept:
-            path.unlink()
-    files = {file for name in kept for file in known[name]["files"]}
-    shards.remove_stale(out, files | {shards.MANIFEST})
-
-
 # --- one shard ---------------------------------------------------------------------------------------------
 
 def fetch_shard(task: ShardTask, hosts: Mapping[str, tuple[str, int]]) -> dict:
@@ -330,7 +131,7 @@ def fetch_shard(task: ShardTask, hosts: Mapping[str, tuple[str, int]]) -> dict:
         table = pq.read_table(task.list_file)
         open_rows = [i for i, uid in enumerate(table["uid"].to_pylist()) if uid not in spool]
         failures = _Fetch(task, table, spool, hosts).run(open_rows) if open_rows else {}
-        entry = _assemble(task, table, spool, failures)
+        entry = assemble(task, table, spool, failures)
         shards.write_json(task.done_file, entry)
     task.spool_file.unlink()
     return entry
@@ -560,65 +361,6 @@ def _watch(label: str, state: Path, tasks: list[ShardTask], todo: list[ShardTask
     finally:
         finished.set()
         viewer.join()
-
-
-# --- writing -----------------------------------------------------------------------------------------------
-
-def _assemble(task: ShardTask, table: pa.Table, spool: Spool, failures: Mapping[int, dict]) -> dict:
-    """Write the shard's tar and parquet in list order and return its entry."""
-    uids = table["uid"].to_pylist()
-    facts = [spool.facts(uid) if uid in spool else failures[i] for i, uid in enumerate(uids)]
-    columns = {name: pa.array([row.get(name) for row in facts], kind) for name, kind in FACTS.items() if name != "pool"}
-    columns["pool"] = pa.array([task.pool] * len(facts), pa.string())
-    extra = {name: table[name] for name in task.config.columns.extra}
-    full = pa.table({name: table[name] for name in ("uid", "url", "caption")} | columns | extra)
-    assert full.num_rows == task.rows, f"shard {task.name}: {full.num_rows} rows out of {task.rows}"
-    statuses = Counter(full["status"].to_pylist())
-    tar, parquet = task.out / f"{task.name}.tar", task.out / f"{task.name}.parquet"
-    files = {tar.name: shards.write_tar(tar, _members(full, spool))}
-    shards.write_table(parquet, full)
-    files[parquet.name] = shards.sha256_file(parquet)
-    reasons = Counter(reason for reason in full["reason"].to_pylist() if reason)
-    return {
-        "name": task.name, "rows": task.rows, "files": files, "fingerprint": task.fingerprint,
-        "settings": task.settings, "reasons": dict(sorted(reasons.items())),
-        **{status: statuses[status] for status in ("downloaded", "retriable", "refused")},
-        **_stored(task, tar, files[tar.name]),
-    }
-
-
-def _members(rows: pa.Table, spool: Spool) -> Iterator[tuple[str, bytes]]:
-    for row in rows.to_pylist():
-        if row["status"] == "downloaded":
-            yield f"{row['uid']}.jpg", spool.image(row["uid"])
-            yield f"{row['uid']}.txt", row["caption"].encode()
-            yield f"{row['uid']}.json", json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()
-
-
-def _stored(task: ShardTask, tar: Path, digest: str) -> dict:
-    """Move the tar to the pool's store, under a name of its content: older versions stay readable."""
-    if task.config.store is None:
-        return {}
-    target = f"{task.config.store.rstrip('/')}/{task.pool}/{task.name}-{digest[:16]}.tar"
-    filesystem, path = fsspec.core.url_to_fs(target)
-    filesystem.makedirs(os.path.dirname(path), exist_ok=True)
-    filesystem.put_file(str(tar), path)
-    tar.unlink()
-    return {"tar": target}
-
-
-def _close(name: str, tasks: list[ShardTask], known: dict, done: list[dict], out: Path, config: PoolConfig) -> list:
-    """Write the manifest, last, and drop what it does not list."""
-    fresh = {entry["name"]: entry for entry in done}
-    entries = [fresh.get(task.name) or known[task.name] for task in tasks]
-    for entry, task in zip(entries, tasks):
-        found = entry["downloaded"] + entry["retriable"] + entry["refused"]
-        assert found == entry["rows"] == task.rows, f"shard {task.name}: {found} rows out of {task.rows}"
-    files = {file for entry in entries for file in entry["files"]}
-    shards.remove_stale(out, files | {shards.MANIFEST})
-    totals = {status: sum(entry[status] for entry in entries) for status in ("downloaded", "retriable", "refused")}
-    shards.write_manifest(out, KIND, entries, pool=name, image_size=config.image_size, **totals)
-    return entries
 
 
 def _write_timing(state: Path, started: float, entries: list[dict], done: list[dict]) -> None:

@@ -2,11 +2,10 @@
 
 img2dataset downloads through `urllib.request.urlopen`, so a `Guard` installed as the process's opener holds every
 request to the rules: http and https only, no private addresses (checked on the connected peer, so redirects and
-DNS rebinding are covered), a byte cap, one deadline per URL over all its attempts, bounded redirects. Hosts that
-are dead are remembered, and hosts that ask to wait are left alone without holding a thread.
+DNS rebinding are covered), a byte cap, one deadline per URL over all its attempts, bounded redirects. What
+it learns of hosts it tells `Hosts`, and does as that says.
 """
 
-import email.utils
 import http.client
 import ipaddress
 import re
@@ -17,172 +16,19 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-# A later try may succeed. Every other reason is final: the row is refused and never asked for again.
-RETRIABLE = {
-    "dns", "connection_refused", "unreachable", "connect_timeout", "timeout", "reset", "truncated", "tls_error",
-    "protocol", "offline", "download_error", "http_408", "http_425", "http_429",
-    "http_500", "http_502", "http_503", "http_504", "http_520", "http_522", "http_524", "http_529",
-}
-ASKS_TO_WAIT = {429, 503}
-BUSY = "the server asks to wait"  # the same words however it came out, so that runs give equal bytes
+from vlmpipe.curate.failures import ASKS_TO_WAIT, BUSY, Failure, explain, status_of
+from vlmpipe.curate.hosts import Hosts, Record, Rules
+
 HEADER_BYTES = 1 << 20  # allowed on top of the body's cap, for headers and the bodies of redirects
 SENT_AS_IS = "%/:=&?~+!$,;'@()*[]|"
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _here = threading.local()  # deadline and bytes left of the request that this thread is making
 
-
-class Failure(Exception):
-    """Why a URL gave no image. Its text is `reason: detail`, which survives img2dataset's error strings.
-
-    `wait`: seconds that the server asked for. `hopeless`: its host is given up for the rest of the run.
-    """
-
-    def __init__(self, reason: str, detail: str = "", http_status: int | None = None, wait: float | None = None):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail, self.http_status, self.wait = reason, detail, http_status, wait
-        self.hopeless = False
-
-
-def parse_failure(message: str) -> tuple[str, str]:
-    """(reason, detail) of an error string that img2dataset hands back, its own ones included."""
-    if "X-Robots-Tag" in message:
-        return "opt_out", message
-    if message.startswith("unknown url type"):
-        return "bad_url", "not the form of a URL"
-    reason, colon, detail = message.partition(": ")
-    if colon and re.fullmatch(r"[a-z][a-z0-9_]*", reason):
-        return reason, detail
-    return "download_error", message
-
-
-def status_of(reason: str) -> str:
-    """`retriable` or `refused`."""
-    return "retriable" if reason in RETRIABLE else "refused"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a pool may do on the network. Seconds and bytes.
-
-    `hosts` maps a host to the (address, port) to connect to in its place, like `curl --connect-to`; such a
-    destination is allowed whatever its address. `allow` lists further networks in CIDR form. `deadline` is for
-    one URL over all its attempts. `max_wait` bounds how long a server may ask to wait. After `offline_after`
-    hosts failed and none ever answered, the network counts as down and the rest fails at once (0: never).
-    """
-
-    hosts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    allow: tuple[str, ...] = ()
-    max_bytes: int = 32 << 20
-    connect_timeout: float = 5.0
-    deadline: float = 30.0
-    redirects: int = 5
-    attempts: int = 3
-    backoff: float = 0.5
-    max_wait: float = 30.0
-    offline_after: int = 200
-
-
-@dataclass
-class Record:
-    """What a URL has cost so far: contacts made, seconds spent, and when it may be asked again."""
-
-    attempts: int = 0
-    spent: float = 0.0
-    http_status: int | None = None
-    not_before: float = 0.0
-    final: bool = False
-    deferred: bool = False
-
-
-# --- hosts -------------------------------------------------------------------------------------------------
-
-class Hosts:
-    """What is known of hosts: dead ones fail at once, busy ones are left alone until they said."""
-
-    QUICK = frozenset({"dns", "connection_refused", "unreachable"})
-    RUN = 5  # requests to wait in a row, nothing else between them, are about the host and not about one URL
-
-    def __init__(self, rules: Rules, known: Mapping[str, Any] | None = None):
-        known = known or {}
-        self.rules = rules
-        self.dead: dict[str, tuple[str, str]] = {host: tuple(why) for host, why in known.get("dead", {}).items()}
-        self.answered = bool(known.get("answered"))
-        self._alive: set[str] = set()
-        self._strikes: dict[str, int] = {}
-        self._limited: dict[str, int] = {}
-        self._fruitless: dict[str, tuple[int, str]] = {}  # passes without another answer, the last reason
-        self._not_before: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    def facts(self) -> dict:
-        """What the run's other shards should know: who can't be reached. Who is busy now may not be later."""
-        with self._lock:
-            dead = {host: list(why) for host, why in self.dead.items() if why[0] in self.QUICK | {"connect_timeout"}}
-            return {"dead": dead, "answered": self.answered}
-
-    def check(self, place: str) -> None:
-        """Raise the remembered failure of a place: `host:port` that can't be reached, a host that is busy for good."""
-        with self._lock:
-            if place in self.dead:
-                raise _hopeless(*self.dead[place])
-            if self.rules.offline_after and not self.answered and len(self.dead) >= self.rules.offline_after:
-                reasons = ", ".join(sorted({reason for reason, _ in self.dead.values()}))
-                raise _hopeless("offline", f"no host of the first {self.rules.offline_after} answered ({reasons})")
-
-    def failed(self, place: str, failure: Failure) -> None:
-        if failure.reason not in self.QUICK | {"connect_timeout"}:
-            return
-        with self._lock:
-            self._strikes[place] = self._strikes.get(place, 0) + 1
-            allowed = (1 if failure.reason in self.QUICK else 2) + (2 if place in self._alive else 0)
-            if self._strikes[place] >= allowed:
-                self.dead.setdefault(place, (failure.reason, failure.detail))
-            failure.hopeless = place in self.dead
-
-    def connected(self, place: str) -> None:
-        with self._lock:
-            self.answered = True
-            self._alive.add(place)
-            self._strikes.pop(place, None)
-
-    def limited(self, host: str, failure: Failure) -> None:
-        """A server asked to wait. A run of such answers leaves the host alone for as long."""
-        wait, now = failure.wait or self.rules.backoff, time.monotonic()
-        with self._lock:
-            self._fruitless[host] = (self._fruitless.get(host, (0, ""))[0], failure.reason)
-            self._limited[host] = self._limited.get(host, 0) + 1
-            if self._limited[host] >= self.RUN and now >= self._not_before.get(host, 0.0):
-                self._not_before[host] = now + wait
-                if wait > self.rules.max_wait:
-                    self.dead[host] = (failure.reason, failure.detail)
-
-    def served(self, host: str) -> None:
-        """The server gave another answer than to wait."""
-        with self._lock:
-            self._limited.pop(host, None)
-            self._fruitless.pop(host, None)
-
-    def end_pass(self) -> None:
-        """After each pass over the rows: give up on a host that only asked to wait, pass after pass."""
-        with self._lock:
-            for host, (passes, reason) in self._fruitless.items():
-                self._fruitless[host] = (passes + 1, reason)
-                if passes + 1 >= self.rules.attempts:
-                    self.dead.setdefault(host, (reason, BUSY))
-
-    def ready_at(self, host: str) -> float:
-        """The monotonic time from which the host may be asked."""
-        with self._lock:
-            return self._not_before.get(host, 0.0)
-
-
-# --- the opener --------------------------------------------------------------------------------------------
 
 def tagged(url: str, tag: object) -> str:
     """The URL as urllib can send it, with a row's tag where a fragment stands (fragments are never sent).
@@ -279,7 +125,7 @@ class Guard:
         try:
             yield
         except Exception as error:
-            failure = explain(error, self.rules)
+            failure = explain(error, self.rules.deadline)
             record.http_status = failure.http_status or record.http_status
             if not record.deferred:
                 self._note(record, host, failure, time.monotonic())
@@ -447,12 +293,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 # --- small judgements --------------------------------------------------------------------------------------
 
-def _hopeless(reason: str, detail: str) -> Failure:
-    failure = Failure(reason, detail, int(reason[5:]) if reason.startswith("http_") else None)
-    failure.hopeless = True
-    return failure
-
-
 def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether an address is on the public internet, IPv4 inside IPv6 looked through."""
     inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
@@ -500,57 +340,4 @@ def _resolve(host: str, port: int) -> list[tuple]:
 def _connect_failure(error: Exception, rules: Rules) -> Failure:
     if isinstance(error, TimeoutError):
         return Failure("connect_timeout", f"no connection in {rules.connect_timeout:g} s")
-    return explain(error, rules)
-
-
-def explain(error: BaseException, rules: Rules) -> Failure:
-    """The Failure that an exception of urllib, http.client, ssl or socket stands for."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, urllib.error.HTTPError):
-        return _http_failure(error)
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
-        return explain(error.reason, rules)
-    for kinds, reason, detail in _EXPLANATIONS:
-        if isinstance(error, kinds):
-            return Failure(reason, detail or str(error))
-    if isinstance(error, TimeoutError):
-        return Failure("timeout", f"no complete answer in {rules.deadline:g} s")
-    if isinstance(error, OSError):
-        return Failure("unreachable", error.strerror or str(error))
-    return Failure("download_error", f"{type(error).__name__}: {error}")
-
-
-_EXPLANATIONS = (
-    (ssl.SSLCertVerificationError, "certificate", ""),
-    (ssl.SSLError, "tls_error", ""),
-    (http.client.IncompleteRead, "truncated", "the body ended early"),
-    (ConnectionRefusedError, "connection_refused", "nothing listens there"),
-    ((ConnectionResetError, BrokenPipeError, ConnectionAbortedError), "reset", "the connection was closed"),
-    ((http.client.InvalidURL, UnicodeError), "bad_url", ""),
-    (http.client.HTTPException, "protocol", ""),
-    (ValueError, "bad_url", ""),
-)
-
-
-def _http_failure(error: urllib.error.HTTPError) -> Failure:
-    error.close()
-    if 300 <= error.code < 400:
-        if "is not allowed" in str(error.msg):  # urllib's own words for another scheme
-            return Failure("scheme", "a redirect that leaves http and https", error.code)
-        return Failure("redirect", "too many redirects, or to nowhere", error.code)
-    wait = _retry_after(error.headers.get("Retry-After")) if error.code in ASKS_TO_WAIT else None
-    detail = BUSY if error.code in ASKS_TO_WAIT else http.client.responses.get(error.code, "")
-    return Failure(f"http_{error.code}", detail, error.code, wait)
-
-
-def _retry_after(text: str | None) -> float | None:
-    """Seconds of a Retry-After header, given as seconds or as a date (RFC 9110, 10.2.3)."""
-    if text is None:
-        return None
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
+    return explain(error, rules.deadline)

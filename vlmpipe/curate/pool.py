@@ -1,0 +1,127 @@
+"""A pool of image-text pairs: how it is configured, the columns of its shards, and a shard on its way."""
+
+import hashlib
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from vlmpipe import shards
+from vlmpipe.curate.hosts import Rules
+from vlmpipe.curate.urls import Columns
+from vlmpipe.errors import UserError
+from vlmpipe.images import MAX_PIXELS
+
+KIND = "pool"
+FACTS = {
+    "status": pa.string(), "reason": pa.string(), "detail": pa.string(), "http_status": pa.int32(),
+    "bytes": pa.int64(), "sha256": pa.string(), "original_width": pa.int32(), "original_height": pa.int32(),
+    "width": pa.int32(), "height": pa.int32(), "pool": pa.string(),
+}
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve the pool's images from loopback while it downloads: the embedded world, or a folder of files."""
+
+    kind: Literal["scenes", "folder"]
+    path: str
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """One pool of image-text pairs. Sizes are pixels and bytes, times are seconds.
+
+    `urls`: a parquet, csv, tsv or jsonl file, a directory of them, or an fsspec URL. `allow_addresses`: networks in
+    CIDR form beside the public ones. `resize_mode` as in img2dataset; nothing is enlarged. `min_size` is of the
+    shorter side. `deadline` is for one URL over its `attempts`; `max_wait` bounds Retry-After. After
+    `offline_after` hosts failed and none answered, the rest fails at once (0: never). `opt_out` honours
+    X-Robots-Tag, `user_agent` is the name it may address. `store`: an fsspec URL for the tars.
+    """
+
+    urls: str
+    columns: Columns = field(default_factory=Columns)
+    serve: Serve | None = None
+    allow_addresses: tuple[str, ...] = ()
+    samples_per_shard: int = 1000
+    image_size: int = 384
+    resize_mode: Literal["keep_ratio_largest", "keep_ratio", "center_crop", "border", "no"] = "keep_ratio_largest"
+    jpeg_quality: int = 95
+    min_size: int = 0
+    max_aspect_ratio: float | None = None
+    max_pixels: int = MAX_PIXELS
+    max_bytes: int = 32 << 20
+    connect_timeout: float = 5.0
+    deadline: float = 30.0
+    decode_timeout: float = 20.0
+    threads: int = 64
+    attempts: int = 3
+    backoff: float = 0.5
+    max_wait: float = 30.0
+    redirects: int = 5
+    offline_after: int = 200
+    opt_out: bool = True
+    user_agent: str = "vlmpipe"
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        positive = (
+            "samples_per_shard", "image_size", "jpeg_quality", "max_pixels", "max_bytes", "connect_timeout",
+            "deadline", "decode_timeout", "threads", "attempts",
+        )
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}: found {getattr(self, name)}; expected more than 0")
+        if self.jpeg_quality > 100:
+            raise UserError(f"jpeg_quality: found {self.jpeg_quality}; expected 1 to 100")
+        for network in self.allow_addresses:
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError:
+                raise UserError(f"allow_addresses: found '{network}'; expected CIDR such as 127.0.0.0/8") from None
+
+    def rules(self, hosts: Mapping[str, tuple[str, int]]) -> Rules:
+        same = ("max_bytes", "connect_timeout", "deadline", "redirects", "attempts", "backoff", "max_wait",
+                "offline_after")
+        return Rules(hosts=dict(hosts), allow=self.allow_addresses, **{name: getattr(self, name) for name in same})
+
+    def settings(self, source: str) -> str:
+        """A hash of all that decides what a URL becomes: a row is reused only under the same settings."""
+        kept = ("allow_addresses", "image_size", "resize_mode", "jpeg_quality", "min_size", "max_aspect_ratio",
+                "max_pixels", "max_bytes", "redirects", "opt_out", "user_agent")
+        facts = {name: getattr(self, name) for name in kept}
+        if self.serve:  # the same addresses may mean other pictures: those of another world
+            facts["serve"] = [asdict(self.serve), shards.sha256_file(source) if os.path.isfile(source) else source]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to download; travels to whatever process does it."""
+
+    name: str
+    pool: str
+    rows: int
+    fingerprint: str
+    settings: str
+    out: Path
+    state: Path
+    config: PoolConfig
+
+    @property
+    def list_file(self) -> Path:
+        return self.state / "list" / f"{self.name}.parquet"
+
+    @property
+    def spool_file(self) -> Path:
+        return self.state / "spool" / f"{self.settings}-{self.name}-{self.fingerprint}.spool"
+
+    @property
+    def done_file(self) -> Path:
+        return self.state / "done" / f"{self.name}.json"
