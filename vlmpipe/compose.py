@@ -1,13 +1,16 @@
 """Config groups to params.yaml: the same Hydra composition that `dvc exp run -S` does, by hand and validated."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vlmpipe.config import nearest
 from vlmpipe.errors import UserError
 from vlmpipe.shards import write_bytes_atomic
+from vlmpipe.stages import PLACES
 
 PARAMS = "params.yaml"
 
@@ -24,16 +27,38 @@ def compose(profile: str, overrides: Sequence[str] = (), directory: Path = Path(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    groups = _groups(directory)
+    _check_choices([f"profile={profile}", *overrides], groups)
     try:
         with initialize_config_dir(str(directory.resolve()), version_base=None):
             config = hydra_compose("config", overrides=[f"profile={profile}", *map(_settable, overrides)])
         return OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        first = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        choices = ", ".join(sorted(path.stem for path in (directory / "profile").glob("*.yaml")))
-        raise UserError(
-            f"can't compose profile={profile} {' '.join(overrides)}: {first}; profiles: {choices}; see {directory}/"
-        ) from None
+        said = " ".join(str(error).split())
+        unknown = re.search("Could not override '([^']+)'", said)
+        hint = nearest(unknown[1], [*groups, *PLACES]) if unknown else ""
+        found = " ".join([f"profile={profile}", *overrides])
+        raise UserError(f"can't compose {found}: {said}{hint}; expected keys and choices of {directory}/") from None
+
+
+def _groups(directory: Path) -> dict[str, list[str]]:
+    """The choices of each config group."""
+    if not directory.is_dir():
+        raise UserError(f"found no {directory}/ in {Path.cwd()}; expected the workspace's folder; cd there and rerun")
+    folders = [folder for folder in sorted(directory.iterdir()) if folder.is_dir()]
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def _check_choices(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    """Hydra names an unknown choice in a paragraph and without the nearest one."""
+    for override in overrides:
+        key, equals, value = override.lstrip("+~").partition("=")
+        if not equals and not override.startswith("~"):
+            raise UserError(f"found '{override}'; expected KEY=VALUE such as model=clip or train.pretrain.steps=100")
+        for choice in re.findall(r"[\w.-]+", value) if key in groups else ():
+            if choice not in groups[key]:
+                raise UserError(f"found {override}; expected {key} from {', '.join(groups[key])}"
+                                f"{nearest(choice, groups[key])}; choose one or add configs/{key}/{choice}.yaml")
 
 
 def _settable(override: str) -> str:
@@ -52,7 +77,7 @@ def read_params(path: Path = Path(PARAMS)) -> dict[str, Any]:
         raise UserError(f"{path} is not yaml: {' '.join(str(error).split())}; mend it, or write it anew with "
                         f"`vlmpipe compose`") from None
     if not isinstance(params, dict):
-        raise UserError(f"{path}: found {type(params).__name__}; expected a mapping; recompose it")
+        raise UserError(f"{path}: found {type(params).__name__}; expected a mapping; write it with `vlmpipe compose`")
     return params
 
 
