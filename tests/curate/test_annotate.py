@@ -186,7 +186,7 @@ def test_a_real_scorer_gives_cosines_and_unit_embeddings_in_any_process(pool, tm
     save(model, processor, tmp_path / "scorer")
     module._annotators.cache_clear()
     annotate("web", pool, tmp_path / "scorer", tmp_path / "out", AnnotateConfig(), INLINE)
-    workers = Cluster(backend="processes", workers=2)
+    workers = Cluster(backend="processes", tasks=2)
     annotate("web", pool, tmp_path / "scorer", tmp_path / "other", AnnotateConfig(), workers)
     for path in (tmp_path / "out").iterdir():
         assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
