@@ -34,6 +34,10 @@ def rows(batch, start, end):
     return {name: tensor[start:end] for name, tensor in batch.items()}
 
 
+def statistics(model):
+    return {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+
+
 def gradients(model):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
@@ -105,11 +109,12 @@ def one_rank(rank: int, world: int, port: int, preset: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world)
     model, processor = make(preset)
+    model.train()  # batch norm too is over the whole batch
     batch = make_batch(processor, decoder=preset == "prefix")
     share = 4 // world
     loss, metrics = objective_for(model)(model, rows(batch, rank * share, (rank + 1) * share))
     loss.backward()
-    result = {"loss": loss.detach(), **metrics, **gradients(model)}
+    result = {"loss": loss.detach(), **metrics, **gradients(model), **statistics(model)}
     # What DistributedDataParallel does: the mean over processes.
     for tensor in result.values():
         dist.all_reduce(tensor)
@@ -122,9 +127,10 @@ def one_rank(rank: int, world: int, port: int, preset: str, out: str) -> None:
 @pytest.mark.parametrize("preset", ["dual", "prefix"])
 def test_two_processes_equal_one_with_the_whole_batch(preset, tmp_path):
     model, processor = make(preset)
+    model.train()
     loss, metrics = objective_for(model)(model, make_batch(processor, decoder=preset == "prefix"))
     loss.backward()
-    expected = {"loss": loss.detach(), **metrics, **gradients(model)}
+    expected = {"loss": loss.detach(), **metrics, **gradients(model), **statistics(model)}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -13,32 +13,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlmpipe.models.collective import distributed, gather, mean
+
 Batch = dict[str, Tensor]
 Result = tuple[Tensor, dict[str, Tensor]]
-
-
-class Gather(torch.autograd.Function):
-    """[B, ...] of each process to [G, ...] of all, through which gradients flow back to whoever sent the rows."""
-
-    @staticmethod
-    def forward(context, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(context, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def gather(rows: Tensor) -> Tensor:
-    return Gather.apply(rows) if distributed() else rows
 
 
 def text_ids(batch: Batch) -> Tensor:
@@ -97,18 +75,10 @@ class LanguageModeling:
         )
         labels_M = labels_BT[select_BT]
         total = F.cross_entropy(outputs.logits.float(), labels_M, reduction="sum")
-        share = 1 / mean_count(labels_M)
+        # Scored tokens per process: dividing by it makes the mean over processes a mean over tokens.
+        share = 1 / mean(outputs.logits.new_tensor(labels_M.numel(), dtype=torch.float32)).clamp(min=1)
         hits = (outputs.logits.argmax(dim=-1) == labels_M).sum()
         return total * share, {"accuracy": (hits * share).detach()}
-
-
-def mean_count(labels_M: Tensor) -> Tensor:
-    """Scored tokens per process: dividing by it makes the mean over processes a mean over tokens."""
-    count = labels_M.new_tensor(labels_M.numel(), dtype=torch.float32)
-    if distributed():
-        dist.all_reduce(count)
-        count /= dist.get_world_size()
-    return count.clamp(min=1)
 
 
 OBJECTIVES = {"contrastive": Contrastive, "language_modeling": LanguageModeling}
