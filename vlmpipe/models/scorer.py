@@ -61,7 +61,7 @@ def load_scorer(source: str | Path, device: str | None = None, batch_size: int =
 def load_own(directory: Path, device: torch.device, batch_size: int) -> Scorer:
     model, processor = load(directory, device)
     if model.projection is None:
-        raise UserError(f"{directory}: found a model without a shared space; expected a dual encoder such as model=clip")
+        raise UserError(f"{directory}: found no shared space; expected a dual encoder, as model=clip trains")
     return Scorer(
         lambda images: model.encode_image(processor.images(images).to(device)),
         lambda texts: embed_texts(model, processor, texts),
