@@ -20,7 +20,7 @@ from vlmpipe import process
 from vlmpipe.errors import UserError
 
 STATE = Path("data/state")
-START_TIMEOUT_S = 120  # a first start migrates its database
+START_TIMEOUT_S = 300  # a first start migrates its database; one that has ended is not waited for
 PORT = 4200
 
 

@@ -142,8 +142,11 @@ class Workspace:
 
     def python(self, code: str) -> tuple[int, str]:
         """Run code in the workspace; exit status and all output."""
-        child = self.start(code)
-        output = child.communicate(timeout=240)[0]
+        with self.start(code) as child:
+            try:
+                output = child.communicate(timeout=600)[0]
+            finally:
+                child.kill()
         return child.returncode, output
 
     def flow(self, *arguments, **options) -> tuple[int, str]:
