@@ -35,7 +35,8 @@ from vlmpipe.errors import UserError
 from vlmpipe.evaluate.tasks import EvaluateConfig, caption_loss, device, evaluate
 from vlmpipe.images import decode_rgb
 from vlmpipe.models import load
-from vlmpipe.shards import progress, read_manifest, write_json, write_table
+from vlmpipe.progress import progress
+from vlmpipe.shards import read_manifest, write_json, write_table
 from vlmpipe.train.stages import finetune, pretrain
 
 # Apart from every seed that a world is drawn with: the scenes are new to both arms.

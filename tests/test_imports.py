@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("vlmpipe/**/*.py"), *ROOT.glob("flows/**/*.py")])
 
 PLACES = {
-    "ray": {"vlmpipe/dispatch.py"},
+    "ray": {"vlmpipe/cluster.py", "vlmpipe/dispatch.py"},
     "prefect": {"flows/"},
     "dvc": {"flows/", "vlmpipe/publish.py"},
     "gto": {"vlmpipe/publish.py"},

@@ -87,9 +87,3 @@ def test_tars_carry_no_time_and_no_owner(tmp_path):
     make(tmp_path)
     with tarfile.open(tmp_path / "00000.tar") as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname) for m in tar} == {(0, 0, 0, "")}
-
-
-def test_progress_lines_say_how_far(capsys):
-    assert list(shards.progress(range(3), 3, "scoring", every_s=0)) == [0, 1, 2]
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[-1].startswith("scoring: 3/3 (100%)")

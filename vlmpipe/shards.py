@@ -9,9 +9,7 @@ import hashlib
 import io
 import json
 import os
-import sys
 import tarfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -235,24 +233,3 @@ def remove_stale(directory: Path, keep: Iterable[str]) -> list[str]:
 
 
 # --- progress ----------------------------------------------------------------------------------------------
-
-def progress(items: Iterable[Item], total: int | None, label: str, every_s: float = 5.0) -> Iterator[Item]:
-    """Pass `items` through and say how far they are: a bar on a terminal, a line every few seconds elsewhere.
-
-    The lines read `label: 120/3000 (4%) 60.1/s`, which the flow turns into a live artifact.
-    """
-    if sys.stderr.isatty():
-        from rich.progress import track
-
-        yield from track(items, description=label, total=total, transient=True)
-        return
-    start = last = time.monotonic()
-    done = 0
-    for item in items:
-        yield item
-        done += 1
-        now = time.monotonic()
-        if now - last >= every_s or done == total:
-            share = f"/{total} ({100 * done // total}%)" if total else ""
-            print(f"{label}: {done}{share} {done / max(now - start, 1e-9):.1f}/s", file=sys.stderr, flush=True)
-            last = now

@@ -25,7 +25,8 @@ from vlmpipe.curate.filters import DECISIONS, FUNNEL
 from vlmpipe.curate.filters import KIND as SELECTION
 from vlmpipe.errors import UserError
 from vlmpipe.images import NotAnImage, decode_rgb
-from vlmpipe.shards import check_file, corrupt, iter_images, progress, read_json, read_manifest, read_shard_rows
+from vlmpipe.progress import progress
+from vlmpipe.shards import check_file, corrupt, iter_images, read_json, read_manifest, read_shard_rows
 
 UNDECIDED = "no_decision"
 POOL_COLUMNS = ("uid", "url", "caption", "status", "reason", "sha256")

@@ -18,7 +18,8 @@ from typing import Any
 import pandas as pd
 
 from vlmpipe.errors import UserError
-from vlmpipe.shards import progress, write_bytes_atomic
+from vlmpipe.progress import progress
+from vlmpipe.shards import write_bytes_atomic
 
 Range = tuple[float | None, float | None]
 # The Data Docs are a tracked output: equal inputs give equal bytes, so a run carries no clock of its own.

@@ -11,11 +11,10 @@ import io
 import json
 import os
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from vlmpipe.curate.spool import Spool
 from vlmpipe.dispatch import Cluster, map_shards
 from vlmpipe.errors import UserError
 from vlmpipe.images import NotAnImage, decode_rgb
+from vlmpipe.progress import shown_while
 
 PASSES = 20  # over the rows of a shard; a host that serves a few rows per wait can't hold a shard for ever
 RESIZER_REASONS = {
@@ -70,7 +70,7 @@ def download(
         todo = [task for task in tasks if not is_done(task, known.get(task.name))]
         reuse(todo, tasks, known, out, state)
         _forget_hosts(state)
-        with _hosts(config, out) as hosts, _watch(f"download {name}", state, tasks, todo):
+        with _hosts(config, out) as hosts, _watched(f"download {name}", state, tasks, todo):
             run = partial(fetch_shard, hosts=hosts)
             done = map_shards(run, todo, cluster or Cluster(backend="inline"), f"download {name} shards")
         entries = finish(name, tasks, known, done, out, config)
@@ -337,30 +337,19 @@ def _known_hosts(state: Path) -> dict:
     return known
 
 
-@contextmanager
-def _watch(label: str, state: Path, tasks: list[ShardTask], todo: list[ShardTask], every_s: float = 5.0):
+def _watched(label: str, state: Path, tasks: list[ShardTask], todo: list[ShardTask]) -> AbstractContextManager[None]:
     """Print `label: rows done/rows (%) rows/s` while shards are on their way, wherever they run."""
     total = sum(task.rows for task in tasks)
     before = total - sum(task.rows for task in todo)
-    finished, start = threading.Event(), time.monotonic()
+    start = time.monotonic()
 
-    def rows_done() -> int:
+    def show(last: bool) -> None:
         counts = [path.read_text() for path in (state / "progress").glob("*")]
-        return before + sum(int(count or 0) for count in counts)
+        done = before + sum(int(count or 0) for count in counts)
+        rate = (done - before) / (time.monotonic() - start)
+        print(f"{label}: {done}/{total} ({100 * done // total}%) {rate:.1f}/s", file=sys.stderr, flush=True)
 
-    def show() -> None:
-        while not finished.wait(every_s):
-            done = rows_done()
-            rate = (done - before) / (time.monotonic() - start)
-            print(f"{label}: {done}/{total} ({100 * done // total}%) {rate:.1f}/s", file=sys.stderr, flush=True)
-
-    viewer = threading.Thread(target=show, daemon=True)
-    viewer.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        viewer.join()
+    return shown_while(show)
 
 
 def _write_timing(state: Path, started: float, entries: list[dict], done: list[dict]) -> None:

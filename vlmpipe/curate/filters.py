@@ -21,6 +21,7 @@ from vlmpipe.curate.rules import Drops, Rows, Rule
 from vlmpipe.data.vqa import vqa_images
 from vlmpipe.errors import UserError
 from vlmpipe.images import NotAnImage, decode_rgb
+from vlmpipe.progress import progress
 
 KIND = "selection"
 DECISIONS, FUNNEL = "decisions.parquet", "funnel.json"
@@ -259,7 +260,7 @@ def evaluation_looks(questions: Path, splits: Sequence[str], batch: int = 64) ->
     hashes, thumbnails = [look([]).hashes], [look([]).thumbnails]
     for split in splits:
         pictures = vqa_images(questions / split)
-        images = shards.progress(pictures.items(), len(pictures), f"evaluation pictures ({split})")
+        images = progress(pictures.items(), len(pictures), f"evaluation pictures ({split})")
         while chunk := list(islice(images, batch)):
             uids += [uid for uid, _ in chunk]
             looks = look([_decoded(questions / split, uid, data) for uid, data in chunk])

@@ -22,6 +22,7 @@ from vlmpipe import shards
 from vlmpipe.curate import filters
 from vlmpipe.curate.duplicates import Looks, Near, clusters
 from vlmpipe.errors import UserError
+from vlmpipe.progress import progress
 
 KIND = "packed"
 SPLITS = ("train", "validation", "test")
@@ -108,7 +109,7 @@ def _write_splits(
 ) -> list[dict]:
     """Write every split's files in one pass over the pools; returns the manifest's entries."""
     writers = [SplitWriter(out, name, counts[name], chosen.extra, config.rows_per_file) for name in SPLITS]
-    for number, table, images in shards.progress(_kept_batches(chosen, split, config.licences), None, "pack: batches"):
+    for number, table, images in progress(_kept_batches(chosen, split, config.licences), None, "pack: batches"):
         writers[number].write(table, images)
     return [entry for writer in writers for entry in writer.close()]
 

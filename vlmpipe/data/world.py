@@ -27,6 +27,7 @@ from vlmpipe.data.vqa import VqaExample, answer_type, write_vqa
 from vlmpipe.data.web import FOLDERS, PAGES, write_pages
 from vlmpipe.errors import UserError
 from vlmpipe.images import decode_rgb
+from vlmpipe.progress import progress
 
 POOLS = {"scenes": {"scenes": 3000}, "textbooks": {"textbooks": 4000}}
 TEST_IDS = 100_000  # image ids of the test questions start above it
@@ -40,12 +41,14 @@ PLANTED = pa.schema({
 
 @dataclass(frozen=True)
 class QuestionsConfig:
-    """How many pictures are asked about, and how many questions each (textbook figures have two)."""
+    """How many pictures are asked about, how many questions each (textbook figures have two), and the pictures' side
+    in pixels (textbook figures keep theirs)."""
 
-    train_pictures: int = 2000
-    train_each: int = 3
+    train_pictures: int = 5000
+    train_each: int = 6
     test_pictures: int = 300
     test_each: int = 2
+    size: int = 128
 
 
 @dataclass(frozen=True)
@@ -120,12 +123,12 @@ def _build_scenes(name: str, out: Path, config: WorldConfig) -> None:
     questions, tested = config.questions, _scenes(config, "test", config.questions.test_pictures)
     _ask_scenes(out, "train", _scenes(config, "train", questions.train_pictures), questions.train_each, config)
     _ask_scenes(out, "test", tested, questions.test_each, config)
-    write_pairs(out / "trusted", "trusted", shards.progress(_trusted(config), config.trusted, f"world {name} trusted"))
+    write_pairs(out / "trusted", "trusted", progress(_trusted(config), config.trusted, f"world {name} trusted"))
     evaluation = list(enumerate(tested, TEST_IDS + 1))
     planted = []
     for pool, rows in config.sizes.items():
         planned = plant(pool, rows, config.seed, config.size, config.women, config.shares, evaluation)
-        listed = list(shards.progress(planned, rows, f"world {name} pool {pool}"))
+        listed = list(progress(planned, rows, f"world {name} pool {pool}"))
         write_pages(out / PAGES / f"{pool}.parquet", (row.page for row in listed))
         shards.write_table(out / "pools" / f"{pool}.parquet", _table(listed, ("url", "caption")))
         planted += [_truth(pool, row) for row in listed]
@@ -139,8 +142,8 @@ def _scenes(config: WorldConfig, part: str, count: int) -> list[Scene]:
 
 def _ask_scenes(out: Path, part: str, scenes: Sequence[Scene], each: int, config: WorldConfig) -> None:
     asked = ask(scenes, each, stream(config.seed, "questions", part))
-    pictures = (jpeg(scene.draw(config.size)) for scene in scenes)
-    write_questions(out, part, asked, shards.progress(pictures, len(scenes), f"world {part} questions"))
+    pictures = (jpeg(scene.draw(config.questions.size)) for scene in scenes)
+    write_questions(out, part, asked, progress(pictures, len(scenes), f"world {part} questions"))
 
 
 def _trusted(config: WorldConfig) -> Iterator[tuple[str, str, bytes]]:
@@ -197,7 +200,7 @@ def _split(figures: list[textbooks.Figure], config: WorldConfig) -> tuple[list[t
 
 
 def _figure_pictures(path: Path, figures: Sequence[textbooks.Figure], label: str) -> Iterator[bytes]:
-    for figure in shards.progress(figures, len(figures), label):
+    for figure in progress(figures, len(figures), label):
         yield jpeg(decode_rgb((path / "textbooks" / figure.file).read_bytes()))
 
 
