@@ -23,7 +23,7 @@ from vlmpipe.shards import iter_images, read_manifest, read_rows
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 ROWS = 240
-FEW = QuestionsConfig(train_pictures=40, train_each=3, test_pictures=12, test_each=2)
+FEW = QuestionsConfig(train_pictures=40, train_each=3, test_pictures=12, test_each=2, size=96)
 SMALL = WorldConfig(pools={"scenes": ROWS, "more": 60}, trusted=20, questions=FEW, size=96)
 
 

@@ -1,4 +1,4 @@
-"""The embedded world: drawn scenes of one to three coloured shapes, known to the last coordinate.
+"""The embedded world: drawn scenes of one or two coloured shapes, known to the last coordinate.
 
 A `Scene` is a value: what stands where, and the seed of its background. Drawing, captions (`captions.py`) and
 questions (`questions.py`) are all functions of it, so whatever they say is true of the picture by construction.
@@ -22,15 +22,15 @@ COLORS = {
     "purple": (132, 50, 160),
     "orange": (240, 128, 24),
 }
-DIAMETERS = {"small": 0.16, "large": 0.28}
+# Large enough to tell the forms apart in a 64-pixel copy.
+DIAMETERS = {"small": 0.2, "large": 0.4}
 PLACES = ("left", "right", "top", "bottom", "middle")
-# Where one, two or three shapes stand. Along one axis the order is clear at a glance: that keeps "left of" true.
+# Where one or two shapes stand. Along one axis the order is clear at a glance: that keeps "left of" true.
 ROWS = {
     1: (("left",), ("right",), ("top",), ("bottom",), ("middle",)),
     2: (("left", "right"), ("top", "bottom")),
-    3: (("left", "middle", "right"), ("top", "middle", "bottom")),
 }
-SPOTS = {"left": (0.175, 0.5), "right": (0.825, 0.5), "top": (0.5, 0.175), "bottom": (0.5, 0.825), "middle": (0.5, 0.5)}
+SPOTS = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75), "middle": (0.5, 0.5)}
 # Share of scenes where a further shape repeats the colour or the form of the first: what counting needs.
 REPEAT = 0.4
 SUPERSAMPLE = 4
@@ -60,7 +60,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three items in order from left to right or top to bottom, and the seed of the background."""
+    """One or two items in order from left to right or top to bottom, and the seed of the background."""
 
     items: tuple[Item, ...]
     background: int
@@ -68,7 +68,7 @@ class Scene:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Scene":
         """A random scene. All (colour, shape) pairs in it differ, so "the red circle" names one item."""
-        row = _pick(rng, ROWS[int(rng.integers(1, 4))])
+        row = _pick(rng, ROWS[int(rng.integers(1, 1 + len(ROWS)))])
         looks: list[tuple[str, str]] = []
         while len(looks) < len(row):
             look = _look(rng, looks)
@@ -106,7 +106,7 @@ def _look(rng: np.random.Generator, before: list[tuple[str, str]]) -> tuple[str,
 def _item(rng: np.random.Generator, color: str, shape: str, place: str) -> Item:
     size = _pick(rng, tuple(DIAMETERS))
     x, y = SPOTS[place]
-    # Little room along the axis that names the place, so that three large shapes never touch; more across it.
+    # Little room along the axis that names the place, so that two large shapes never touch; more across it.
     along, across = rng.uniform(-0.01, 0.01), rng.uniform(-0.1, 0.1)
     if place in ("top", "bottom"):
         dx, dy = across, along
