@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -20,13 +21,13 @@ class Workspace:
 
     def environment(self, **extra: str) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        identity = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}
+        identity = {f"GIT_{role}_{key}": "t" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
         # Its own PYTHONPATH: the clone's code, not the installed one.
         return {**os.environ, **identity, "PATH": path, "PYTHONPATH": str(self.root), "DVC_NO_ANALYTICS": "1", **extra}
 
-    def start(self, *command: str, **extra: str) -> subprocess.Popen:
+    def start(self, *command: str, output: int | IO = subprocess.PIPE, **extra: str) -> subprocess.Popen:
         return subprocess.Popen(
-            command, cwd=self.root, env=self.environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command, cwd=self.root, env=self.environment(**extra), stdout=output, stderr=subprocess.STDOUT,
             text=True, start_new_session=True,
         )
 
@@ -59,9 +60,15 @@ def make_workspace(root: Path) -> Workspace:
     return workspace
 
 
+def copy_workspace(workspace: Workspace, root: Path) -> Workspace:
+    """The same workspace with its history, cache and remote at another place, for a test that changes it."""
+    shutil.copytree(workspace.root, root, symlinks=True, dirs_exist_ok=True)
+    return Workspace(root)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Workspace:
     """A workspace in which the tiny profile has run once, by the flow, to a promoted model."""
     workspace = make_workspace(tmp_path_factory.mktemp("tiny"))
-    workspace.done("python", "-m", "vlmpipe", "run", "--profile", "tiny", timeout=900)
+    workspace.done("python", "-m", "vlmpipe", "run", "--profile", "tiny", timeout=3000)
     return workspace
