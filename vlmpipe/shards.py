@@ -10,7 +10,9 @@ import io
 import json
 import os
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +20,9 @@ from typing import Any, TypeVar
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
-from vlmpipe.errors import UserError
+from vlmpipe.errors import UserError, disk_full
 
 MANIFEST = "manifest.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -203,16 +206,71 @@ def iter_members(directory: Path, name: str) -> Iterator[tuple[str, bytes]]:
     # A pool whose `store` is an object storage keeps only the tar's address here.
     path = shard.get("tar") or str(Path(directory) / f"{name}.tar")
     expected = shard["files"][f"{name}.tar"]
+    with local_copy(path) as here:
+        if here is None:
+            raise corrupt(path, "the file is missing")
+        if (found := sha256_file(here)) != expected:
+            raise corrupt(path, _other_bytes(found, expected))
+        with tarfile.open(here, "r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    yield member.name, tar.extractfile(member).read()
+
+
+# --- object storage ----------------------------------------------------------------------------------------
+
+@contextmanager
+def reaching(address: Path | str) -> Iterator[None]:
+    """Name the storage when it fails: each kind has exceptions of its own, and none of them says what to do.
+
+    Raises:
+        UserError: the storage does not answer, or does not let us in. A file that is not there stays FileNotFoundError.
+    """
     try:
-        found = sha256_file(path)
-    except FileNotFoundError:
-        raise corrupt(path, "the file is missing") from None
-    if found != expected:
-        raise corrupt(path, _other_bytes(found, expected))
-    with fsspec.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-        for member in tar:
-            if member.isfile():
-                yield member.name, tar.extractfile(member).read()
+        yield
+    except Exception as error:
+        if "://" not in str(address) or disk_full(error) or isinstance(error, (UserError, FileNotFoundError)):
+            raise
+        said = " ".join(str(error).split()) or "no reason given"
+        raise UserError(f"can't use {address} ({type(error).__name__}: {said}); expected storage that answers and lets "
+                        f"us in; check the address, the credentials and the endpoint (AWS_ENDPOINT_URL for S3)") from error
+
+
+@contextmanager
+def local_copy(address: Path | str) -> Iterator[Path | None]:
+    """A file as a local one, None where it does not exist: what is read twice is fetched once."""
+    filesystem, path = fsspec.core.url_to_fs(str(address))
+    if isinstance(filesystem, LocalFileSystem):
+        yield Path(path) if Path(path).exists() else None
+        return
+    with tempfile.TemporaryDirectory(prefix="vlmpipe-") as folder:
+        here: Path | None = Path(folder) / "file"
+        try:
+            with reaching(address):
+                filesystem.get_file(path, str(here))
+        except FileNotFoundError:
+            here = None
+        yield here
+
+
+def is_there(address: Path | str) -> bool:
+    """Whether a file or fsspec URL exists."""
+    with reaching(address):
+        filesystem, path = fsspec.core.url_to_fs(str(address))
+        return filesystem.exists(path)
+
+
+def put(file: Path, address: str) -> None:
+    """Copy a local file to an fsspec URL."""
+    with reaching(address):
+        filesystem, path = fsspec.core.url_to_fs(address)
+        if isinstance(filesystem, LocalFileSystem):  # an object storage has no folders, and s3fs would make a bucket
+            filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            filesystem.put_file(str(file), path)
+        except FileNotFoundError as error:
+            raise UserError(f"found no place for {address} ({error}); expected a bucket or folder that exists; "
+                            f"make it, or change the pool's `store`") from None
 
 
 def corrupt(path: Path | str, why: str) -> UserError:

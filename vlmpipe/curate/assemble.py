@@ -1,12 +1,10 @@
 """From spooled rows to the shards of a pool: tar and parquet in list order, the manifest last."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
 
 from vlmpipe import shards
@@ -50,9 +48,7 @@ def _stored(task: ShardTask, tar: Path, digest: str) -> dict:
     if task.config.store is None:
         return {}
     target = f"{task.config.store.rstrip('/')}/{task.pool}/{task.name}-{digest[:16]}.tar"
-    filesystem, path = fsspec.core.url_to_fs(target)
-    filesystem.makedirs(os.path.dirname(path), exist_ok=True)
-    filesystem.put_file(str(tar), path)
+    shards.put(tar, target)
     tar.unlink()
     return {"tar": target}
 

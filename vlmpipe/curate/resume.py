@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow.parquet as pq
 
 from vlmpipe import shards
@@ -27,10 +26,13 @@ def open_again(out: Path, state: Path) -> dict[str, dict]:
 
 
 def _is_whole(out: Path, entry: dict) -> bool:
-    tar = f"{entry['name']}.tar"
-    places = {file: entry.get("tar") if file == tar and entry.get("tar") else out / file for file in entry["files"]}
+    files = dict(entry["files"])
+    if entry.get("tar"):  # its name is of its content: to read it all again from the store would cost a download
+        del files[f"{entry['name']}.tar"]
+        if not shards.is_there(entry["tar"]):
+            return False
     try:
-        return all(shards.sha256_file(place) == entry["files"][file] for file, place in places.items())
+        return all(shards.sha256_file(out / file) == digest for file, digest in files.items())
     except FileNotFoundError:
         return False
 
@@ -71,8 +73,8 @@ def _finished_rows(out: Path, entry: dict, wanted: Mapping[str, Any]) -> Iterato
     names = ["uid", *FACTS]
     rows = {row["uid"]: row for row in shards.read_shard_rows(out, entry["name"], names).to_pylist()}
     yield from ((row, None) for row in rows.values() if row["status"] == "refused" and row["uid"] in wanted)
-    with fsspec.open(entry.get("tar") or str(out / f"{entry['name']}.tar"), "rb") as file:
-        with tarfile.open(fileobj=file, mode="r|") as tar:
+    with shards.local_copy(entry.get("tar") or out / f"{entry['name']}.tar") as here:
+        with tarfile.open(here, "r:") as tar:
             for member in tar:
                 uid, suffix = os.path.splitext(member.name)
                 if suffix == ".jpg" and uid in wanted:

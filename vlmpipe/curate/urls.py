@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from vlmpipe.config import nearest
 from vlmpipe.errors import UserError
-from vlmpipe.shards import write_table
+from vlmpipe.shards import is_there, reaching, write_table
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 RESERVED = (
@@ -60,10 +60,10 @@ def read_list(source: str | Path, columns: Columns) -> Iterator[dict[str, Any]]:
 
 
 def _files(source: str) -> list[str]:
-    filesystem, path = fsspec.core.url_to_fs(source)
-    if not filesystem.exists(path):
+    if not is_there(source):
         raise UserError(f"found no URL list {source}; expected a file or directory of {', '.join(SUFFIXES[:4])}; "
                         f"set the pool's `urls`")
+    filesystem, path = fsspec.core.url_to_fs(source)
     if not filesystem.isdir(path):
         if not path.endswith(SUFFIXES):
             raise UserError(f"{source}: found an unknown kind of file; expected one of {', '.join(SUFFIXES)}")
@@ -76,11 +76,12 @@ def _files(source: str) -> list[str]:
 
 def _read_file(file: str, columns: Columns) -> Iterator[dict[str, Any]]:
     kind = next(suffix for suffix in SUFFIXES if file.endswith(suffix)).removesuffix(".gz")
-    try:
-        yield from _READERS[kind](file, columns)
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid, EOFError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"{file}: found damaged {kind[1:]} ({why}); expected a readable list; mend it") from None
+    with reaching(file):
+        try:
+            yield from _READERS[kind](file, columns)
+        except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid, EOFError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"{file}: found damaged {kind[1:]} ({why}); expected a readable list; mend it") from None
 
 
 def _parquet(file: str, columns: Columns) -> Iterator[dict[str, Any]]:
