@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 # Nothing phones home, whichever stage imports what.
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _end("stopped; rerun to go on from here", 130)
     except Exception as error:
         if not disk_full(error):
-            raise
+            traceback.print_exc()
+            return BUG
         where = " or ".join(str(path) for path in map(vars(options).get, ("out", "state", "metrics")) if path)
         return _end(
             f"error: the disk is full (writing {where or os.getcwd()}: {_first_line(error)}); expected free space; "

@@ -232,8 +232,8 @@ def reaching(address: Path | str) -> Iterator[None]:
         if "://" not in str(address) or disk_full(error) or isinstance(error, (UserError, FileNotFoundError)):
             raise
         said = " ".join(str(error).split()) or "no reason given"
-        raise UserError(f"can't use {address} ({type(error).__name__}: {said}); expected storage that answers and lets "
-                        f"us in; check the address, the credentials and the endpoint (AWS_ENDPOINT_URL for S3)") from error
+        raise UserError(f"can't use {address} ({type(error).__name__}: {said}); expected storage that answers and "
+                        f"lets us in; check address, credentials and endpoint (AWS_ENDPOINT_URL for S3)") from error
 
 
 @contextmanager

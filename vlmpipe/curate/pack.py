@@ -109,9 +109,13 @@ def _write_splits(
 ) -> list[dict]:
     """Write every split's files in one pass over the pools; returns the manifest's entries."""
     writers = [SplitWriter(out, name, counts[name], chosen.extra, config.rows_per_file) for name in SPLITS]
-    for number, table, images in progress(_kept_batches(chosen, split, config.licences), None, "pack: batches"):
-        writers[number].write(table, images)
-    return [entry for writer in writers for entry in writer.close()]
+    try:
+        for number, table, images in progress(_kept_batches(chosen, split, config.licences), None, "pack: batches"):
+            writers[number].write(table, images)
+        return [entry for writer in writers for entry in writer.close()]
+    finally:
+        for writer in writers:
+            writer.abandon()
 
 
 def _move_into_place(partial: Path, out: Path) -> None:
@@ -326,6 +330,11 @@ class SplitWriter:
         rows = pq.read_metadata(self.out / file).num_rows
         self.entries.append({"name": file.removesuffix(".parquet"), "rows": rows, "files": {file: digest}})
         self._writer = None
+
+    def abandon(self) -> None:
+        """Let go of an unfinished file: pyarrow would write to it again when it is collected, and print that it can't."""
+        if self._writer is not None and self._writer.pa_writer is not None:
+            self._writer.pa_writer.is_open = False
 
     def close(self) -> list[dict]:
         """Finish the last file and return the manifest's entries, after counting what they hold."""
