@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,6 +99,22 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> str:
     finally:
         partial.unlink(missing_ok=True)
     return digest
+
+
+def write_shard(directory: Path, name: str, table: pa.Table, members: Iterable[tuple[str, bytes]]) -> dict:
+    """Write one shard's parquet and tar; return its entry for the manifest."""
+    tar, parquet = Path(directory) / f"{name}.tar", Path(directory) / f"{name}.parquet"
+    files = {tar.name: write_tar(tar, members)}
+    write_table(parquet, table)
+    files[parquet.name] = sha256_file(parquet)
+    return {"name": name, "rows": table.num_rows, "files": files}
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter: how rows become shards."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 # --- the manifest ------------------------------------------------------------------------------------------

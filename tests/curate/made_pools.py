@@ -55,14 +55,10 @@ def write_pool(directory: Path, *shard_rows: list[dict], extra: dict[str, pa.Dat
     entries = []
     columns = COLUMNS | (extra or {})
     for number, rows in enumerate(shard_rows):
-        name = f"{number:05d}"
         rows = [r | {"pool": directory.name} for r in rows]
         arrays = {key: pa.array([r.get(key) for r in rows], kind) for key, kind in columns.items()}
-        shards.write_table(directory / f"{name}.parquet", pa.table(arrays))
         members = [(f"{r['uid']}.jpg", r["data"]) for r in rows if r.get("data") is not None]
-        tar = shards.write_tar(directory / f"{name}.tar", members)
-        files = {f"{name}.parquet": shards.sha256_file(directory / f"{name}.parquet"), f"{name}.tar": tar}
-        entries.append({"name": name, "rows": len(rows), "files": files})
+        entries.append(shards.write_shard(directory, f"{number:05d}", pa.table(arrays), members))
     shards.write_manifest(directory, "pool", entries)
     return directory
 

@@ -12,7 +12,7 @@ from PIL import Image
 from vlmpipe import shards
 from vlmpipe.config import parse
 from vlmpipe.curate import annotate as annotation
-from vlmpipe.curate import filters, rules
+from vlmpipe.curate import rules
 from vlmpipe.curate.duplicates import THUMBNAIL, Looks, look
 from vlmpipe.curate.filters import ORDER, SelectConfig, decide, select
 from vlmpipe.curate.rules import Rows
@@ -327,14 +327,6 @@ def test_missing_inputs_are_named(world, tmp_path):
     (world[1] / "b" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"annotations/b has no manifest"):
         select(*world, config())
-    with pytest.raises(UserError, match=r"no folder .*elsewhere/test/images"):
-        filters.evaluation_looks(tmp_path / "elsewhere", ["test"])
-
-
-def test_a_broken_evaluation_picture_is_refused(tmp_path):
-    write_pool(tmp_path / "test" / "images", [row("5", jpeg(picture(1))[:-300])])
-    with pytest.raises(UserError, match=r"test: found picture 5 broken"):
-        filters.evaluation_looks(tmp_path, ["test"])
 
 
 def test_only_the_named_pools_are_selected_from(world):

@@ -6,10 +6,9 @@ batch to those columns. Legend: N pairs of a batch that decode, E width of the s
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -229,7 +228,7 @@ def annotate_shard(task: Task) -> None:
     fields = [field for annotator in annotators for field in annotator.fields]
     schema = pa.schema([pa.field("uid", pa.string()), *fields, pa.field("error", pa.string())])
     tables = [schema.empty_table()]
-    for rows in _batched(_pairs(task.pool, task.name), task.config.batch_size):
+    for rows in shards.batched(_pairs(task.pool, task.name), task.config.batch_size):
         tables.append(_measure(rows, annotators, schema))
     table = pa.concat_tables(tables).combine_chunks()
     shards.write_table(_path(task), table.replace_schema_metadata({FINGERPRINT: task.fingerprint}))
@@ -278,9 +277,3 @@ def _measure(rows: list[tuple[str, str, bytes]], annotators: list[Annotator], sc
     # A null index takes a null: that is how failed rows come back in between.
     measured = measured.take(pa.array(place, mask=np.array([error is not None for error in errors])))
     return pa.Table.from_arrays([uids, *measured.columns, pa.array(errors, pa.string())], schema=schema)
-
-
-def _batched(items: Iterable, size: int) -> Iterator[list]:
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch

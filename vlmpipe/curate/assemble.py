@@ -22,16 +22,13 @@ def assemble(task: ShardTask, table: pa.Table, spool: Spool, failures: Mapping[i
     full = pa.table({name: table[name] for name in ("uid", "url", "caption")} | columns | extra)
     assert full.num_rows == task.rows, f"shard {task.name}: {full.num_rows} rows out of {task.rows}"
     statuses = Counter(full["status"].to_pylist())
-    tar, parquet = task.out / f"{task.name}.tar", task.out / f"{task.name}.parquet"
-    files = {tar.name: shards.write_tar(tar, _members(full, spool))}
-    shards.write_table(parquet, full)
-    files[parquet.name] = shards.sha256_file(parquet)
+    entry = shards.write_shard(task.out, task.name, full, _members(full, spool))
     reasons = Counter(reason for reason in full["reason"].to_pylist() if reason)
     return {
-        "name": task.name, "rows": task.rows, "files": files, "fingerprint": task.fingerprint,
+        **entry, "fingerprint": task.fingerprint,
         "settings": task.settings, "reasons": dict(sorted(reasons.items())),
         **{status: statuses[status] for status in ("downloaded", "retriable", "refused")},
-        **_stored(task, tar, files[tar.name]),
+        **_stored(task, entry["files"][f"{task.name}.tar"]),
     }
 
 
@@ -43,10 +40,11 @@ def _members(rows: pa.Table, spool: Spool) -> Iterator[tuple[str, bytes]]:
             yield f"{row['uid']}.json", json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode()
 
 
-def _stored(task: ShardTask, tar: Path, digest: str) -> dict:
+def _stored(task: ShardTask, digest: str) -> dict:
     """Move the tar to the pool's store, under a name of its content: older versions stay readable."""
     if task.config.store is None:
         return {}
+    tar = task.out / f"{task.name}.tar"
     target = f"{task.config.store.rstrip('/')}/{task.pool}/{task.name}-{digest[:16]}.tar"
     shards.put(tar, target)
     tar.unlink()

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vlmpipe.curate import bias
 from vlmpipe.curate.bias import BiasConfig
-from vlmpipe.curate.census import Facts, collect, evaluation_images, find_sources, frames, group_columns
+from vlmpipe.curate.census import Facts, collect, find_sources, frames, group_columns
 from vlmpipe.curate.duplicates import Near
+from vlmpipe.curate.evaluation import evaluation_images
 from vlmpipe.curate.expectations import ExpectationsConfig, clear, suites, validate
 from vlmpipe.errors import UserError
 from vlmpipe.shards import write_json

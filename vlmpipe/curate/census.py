@@ -4,7 +4,6 @@ Only a number or two per row stays in memory, never captions or pictures.
 """
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +13,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
 from vlmpipe.config import nearest as nearest_name
 from vlmpipe.curate import bias
 from vlmpipe.curate.bias import BiasConfig
-from vlmpipe.curate.duplicates import THUMBNAIL, Looks, Near, look, nearest
+from vlmpipe.curate.duplicates import THUMBNAIL, Looks, Near, nearest
+from vlmpipe.curate.evaluation import EvaluationImages
 from vlmpipe.curate.expectations import ExpectationsConfig, suite_name
 from vlmpipe.curate.filters import DECISIONS, FUNNEL
 from vlmpipe.curate.filters import KIND as SELECTION
 from vlmpipe.errors import UserError
-from vlmpipe.images import NotAnImage, decode_rgb
 from vlmpipe.progress import progress
-from vlmpipe.shards import check_file, corrupt, iter_images, read_json, read_manifest, read_shard_rows
+from vlmpipe.shards import check_file, corrupt, read_json, read_manifest, read_shard_rows
 
 UNDECIDED = "no_decision"
 POOL_COLUMNS = ("uid", "url", "caption", "status", "reason", "sha256")
@@ -90,40 +88,6 @@ def group_columns(sources: Sequence[Source], wanted: Sequence[str]) -> list[str]
                 f"expected one of {', '.join(sorted(known))}; mend bias.columns"
             )
     return list(wanted)
-
-
-@dataclass(frozen=True)
-class EvaluationImages:
-    """What identifies the pictures that questions are asked about: sha256 hex of their bytes, and how they look."""
-
-    digests: pa.Array
-    looks: Looks
-
-
-def evaluation_images(questions: Path, splits: Sequence[str], chunk: int = 64) -> EvaluationImages:
-    """Identify every picture of the question splits, decoding `chunk` at a time.
-
-    Raises:
-        UserError: a split is missing, or a picture does not decode.
-    """
-    digests, looks = [], [look([])]
-    for split in splits:
-        directory = questions / split / "images"
-        shards = read_manifest(directory)["shards"]
-        pictures = itertools.chain.from_iterable(iter_images(directory, shard["name"]) for shard in shards)
-        pictures = progress(pictures, sum(shard["rows"] for shard in shards), f"evaluation pictures ({split})")
-        while batch := list(itertools.islice(pictures, chunk)):
-            digests += [hashlib.sha256(data).hexdigest() for _, data in batch]
-            looks.append(look([_decoded(directory, uid, data) for uid, data in batch]))
-    hashes, thumbnails = ([getattr(part, name) for part in looks] for name in ("hashes", "thumbnails"))
-    return EvaluationImages(pa.array(digests, pa.string()), Looks(np.concatenate(hashes), np.concatenate(thumbnails)))
-
-
-def _decoded(directory: Path, uid: str, data: bytes) -> Image.Image:
-    try:
-        return decode_rgb(data)
-    except NotAnImage as error:
-        raise UserError(f"{directory}: picture {uid}: {error}; expected a picture; rebuild the questions") from None
 
 
 # --- one shard, joined -------------------------------------------------------------------------------------
@@ -224,7 +188,7 @@ def collect(
         outcome, used, np.concatenate(gathered.scores), np.concatenate(gathered.overlap),
         {name: _join(parts) for name, parts in gathered.identities.items()},
         {name: _join(parts) for name, parts in gathered.columns.items()},
-        _join(gathered.attributes), pd.DataFrame(pools), languages, len(evaluation.digests),
+        _join(gathered.attributes), pd.DataFrame(pools), languages, len(evaluation),
     )
 
 

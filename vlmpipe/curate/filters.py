@@ -5,23 +5,19 @@ Order of the rows everywhere: pools by name, in each pool the order of its list.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from vlmpipe import shards
 from vlmpipe.curate import rules
 from vlmpipe.curate.duplicates import THUMBNAIL, Looks, look
+from vlmpipe.curate.evaluation import evaluation_images
 from vlmpipe.curate.rules import Drops, Rows, Rule
-from vlmpipe.data.vqa import vqa_images
 from vlmpipe.errors import UserError
-from vlmpipe.images import NotAnImage, decode_rgb
-from vlmpipe.progress import progress
 
 KIND = "selection"
 DECISIONS, FUNNEL = "decisions.parquet", "funnel.json"
@@ -200,7 +196,8 @@ def load_rows(pools: Path, annotations: Path, questions: Path, config: SelectCon
     texts |= {name: _text(spread[name]) for name in TEXTS}
     evaluation, uids = look([]), pa.array([], pa.string())
     if "evaluation_overlap" in config.order:
-        evaluation, uids = evaluation_looks(questions, config.evaluation_overlap.splits)
+        found = evaluation_images(questions, config.evaluation_overlap.splits)
+        evaluation, uids = found.looks, found.uids
     return Rows(
         uid=_text(table["uid"]),
         pool=np.repeat(np.arange(len(names), dtype=np.int16), [len(pool) for pool in tables]), pool_names=names,
@@ -248,32 +245,6 @@ def looks_of(notes: pa.Table) -> Looks:
     filled = pc.fill_null(notes["thumbnail"], pa.scalar(bytes(THUMBNAIL), pa.binary(THUMBNAIL))).chunks
     parts = [np.frombuffer(c.buffers()[1], np.uint8)[c.offset * THUMBNAIL :][: len(c) * THUMBNAIL] for c in filled]
     return Looks(hashes, np.concatenate([np.zeros(0, np.uint8), *parts]).reshape(-1, THUMBNAIL))
-
-
-def evaluation_looks(questions: Path, splits: Sequence[str], batch: int = 64) -> tuple[Looks, pa.Array]:
-    """Looks and image ids of every picture of the question splits, decoded `batch` at a time.
-
-    Raises:
-        UserError: a split has no pictures, or one that does not decode: nothing could be told from it.
-    """
-    uids: list[str] = []
-    hashes, thumbnails = [look([]).hashes], [look([]).thumbnails]
-    for split in splits:
-        pictures = vqa_images(questions / split)
-        images = progress(pictures.items(), len(pictures), f"evaluation pictures ({split})")
-        while chunk := list(islice(images, batch)):
-            uids += [uid for uid, _ in chunk]
-            looks = look([_decoded(questions / split, uid, data) for uid, data in chunk])
-            hashes.append(looks.hashes)
-            thumbnails.append(looks.thumbnails)
-    return Looks(np.concatenate(hashes), np.concatenate(thumbnails)), pa.array(uids, pa.string())
-
-
-def _decoded(directory: Path, uid: str, data: bytes) -> Image.Image:
-    try:
-        return decode_rgb(data)
-    except NotAnImage as error:
-        raise UserError(f"{directory}: found picture {uid} broken ({error}); expected a picture; restore it") from None
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:

@@ -12,18 +12,15 @@ from typing import Any
 from vlmpipe.curate.failures import BUSY, Failure, hopeless
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What a pool may do on the network. Seconds and bytes.
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much and how long is asked of the network. Seconds and bytes.
 
-    `hosts` maps a host to the (address, port) to connect to in its place, like `curl --connect-to`; such a
-    destination is allowed whatever its address. `allow` lists further networks in CIDR form. `deadline` is for
-    one URL over all its attempts. `max_wait` bounds how long a server may ask to wait. After `offline_after`
-    hosts failed and none ever answered, the network counts as down and the rest fails at once (0: never).
+    `deadline` is for one URL over all its `attempts`. `max_wait` bounds how long a server may ask to wait. After
+    `offline_after` hosts failed and none ever answered, the network counts as down and the rest fails at once
+    (0: never).
     """
 
-    hosts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    allow: tuple[str, ...] = ()
     max_bytes: int = 32 << 20
     connect_timeout: float = 5.0
     deadline: float = 30.0
@@ -32,6 +29,18 @@ class Rules:
     backoff: float = 0.5
     max_wait: float = 30.0
     offline_after: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules(Limits):
+    """What a pool may do on the network.
+
+    `hosts` maps a host to the (address, port) to connect to in its place, like `curl --connect-to`; such a
+    destination is allowed whatever its address. `allow` lists further networks in CIDR form.
+    """
+
+    hosts: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
 
 
 @dataclass

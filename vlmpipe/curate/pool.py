@@ -5,14 +5,14 @@ import ipaddress
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
 from vlmpipe import shards
-from vlmpipe.curate.hosts import Rules
+from vlmpipe.curate.hosts import Limits, Rules
 from vlmpipe.curate.urls import Columns
 from vlmpipe.errors import UserError
 from vlmpipe.images import MAX_PIXELS
@@ -35,14 +35,13 @@ class Serve:
 
 
 @dataclass(frozen=True)
-class PoolConfig:
+class PoolConfig(Limits):
     """One pool of image-text pairs. Sizes are pixels and bytes, times are seconds.
 
     `urls`: a parquet, csv, tsv or jsonl file, a directory of them, or an fsspec URL. `allow_addresses`: networks in
     CIDR form beside the public ones. `resize_mode` as in img2dataset; nothing is enlarged. `min_size` is of the
-    shorter side. `deadline` is for one URL over its `attempts`; `max_wait` bounds Retry-After. After
-    `offline_after` hosts failed and none answered, the rest fails at once (0: never). `opt_out` honours
-    X-Robots-Tag, `user_agent` is the name it may address. `store`: an fsspec URL for the tars.
+    shorter side. `opt_out` honours X-Robots-Tag, `user_agent` is the name it may address. `store`: an fsspec URL for
+    the tars. What the network may cost stands in `Limits`.
     """
 
     urls: str
@@ -56,16 +55,8 @@ class PoolConfig:
     min_size: int = 0
     max_aspect_ratio: float | None = None
     max_pixels: int = MAX_PIXELS
-    max_bytes: int = 32 << 20
-    connect_timeout: float = 5.0
-    deadline: float = 30.0
     decode_timeout: float = 20.0
     threads: int = 64
-    attempts: int = 3
-    backoff: float = 0.5
-    max_wait: float = 30.0
-    redirects: int = 5
-    offline_after: int = 200
     opt_out: bool = True
     user_agent: str = "vlmpipe"
     store: str | None = None
@@ -87,9 +78,8 @@ class PoolConfig:
                 raise UserError(f"allow_addresses: found '{network}'; expected CIDR such as 127.0.0.0/8") from None
 
     def rules(self, hosts: Mapping[str, tuple[str, int]]) -> Rules:
-        same = ("max_bytes", "connect_timeout", "deadline", "redirects", "attempts", "backoff", "max_wait",
-                "offline_after")
-        return Rules(hosts=dict(hosts), allow=self.allow_addresses, **{name: getattr(self, name) for name in same})
+        limits = {limit.name: getattr(self, limit.name) for limit in fields(Limits)}
+        return Rules(hosts=dict(hosts), allow=self.allow_addresses, **limits)
 
     def settings(self, source: str) -> str:
         """A hash of all that decides what a URL becomes: a row is reused only under the same settings."""

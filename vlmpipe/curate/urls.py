@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from vlmpipe.config import nearest
 from vlmpipe.errors import UserError
-from vlmpipe.shards import is_there, reaching, write_table
+from vlmpipe.shards import batched, is_there, reaching, write_table
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 RESERVED = (
@@ -190,7 +189,7 @@ def split(source: str | Path, columns: Columns, rows_per_shard: int, directory: 
     for old in directory.glob("*.parquet"):
         old.unlink()
     rows, shards, schemas = read_list(source, columns), [], []
-    while chunk := list(islice(rows, rows_per_shard)):
+    for chunk in batched(rows, rows_per_shard):
         name = f"{len(shards):05d}"
         table = _table(chunk, columns, source)
         write_table(directory / f"{name}.parquet", table)

@@ -139,6 +139,19 @@ class VqaImages(Mapping):
             file.seek(start)
             return file.read(size)
 
+    @property
+    def files(self) -> int:
+        """How many pictures there are; one may go by several names."""
+        return len(set(self._index.values()))
+
+    def distinct(self) -> Iterator[tuple[str, bytes]]:
+        """Every picture once, under the first of its names."""
+        seen = set()
+        for name, place in self._index.items():
+            if place not in seen:
+                seen.add(place)
+                yield name, self[name]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._index)
 
@@ -224,9 +237,6 @@ def _annotation(example: VqaExample) -> dict:
 
 def _write_images(where: Path, images: Iterable[tuple[int | str, bytes]]) -> None:
     images = list(images)
-    name = "00000"
-    digest = shards.write_tar(where / f"{name}.tar", ((f"{image_id}.jpg", data) for image_id, data in images))
     table = pa.table({"uid": [str(image_id) for image_id, _ in images], "bytes": [len(data) for _, data in images]})
-    shards.write_table(where / f"{name}.parquet", table)
-    files = {f"{name}.tar": digest, f"{name}.parquet": shards.sha256_file(where / f"{name}.parquet")}
-    shards.write_manifest(where, KIND, [{"name": name, "rows": len(images), "files": files}])
+    entry = shards.write_shard(where, "00000", table, ((f"{image_id}.jpg", data) for image_id, data in images))
+    shards.write_manifest(where, KIND, [entry])

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -229,20 +228,11 @@ def write_questions(out: Path, part: str, asked: Sequence[Sequence[Question]], p
 def write_pairs(directory: Path, pool: str, pairs: Iterable[tuple[str, str, bytes]], per_shard: int = 1000) -> None:
     """Write (url, caption, jpeg) triples as a pool's shard directory, all of them downloaded."""
     entries = []
-    for number, chunk in enumerate(_chunks(pairs, per_shard)):
-        name = f"{number:05d}"
+    for number, chunk in enumerate(shards.batched(pairs, per_shard)):
         rows = [_pair_row(pool, *pair) for pair in chunk]
-        files = {f"{name}.tar": shards.write_tar(directory / f"{name}.tar", _members(rows, chunk))}
-        shards.write_table(directory / f"{name}.parquet", pa.Table.from_pylist(rows))
-        files[f"{name}.parquet"] = shards.sha256_file(directory / f"{name}.parquet")
-        entries.append({"name": name, "rows": len(rows), "files": files})
+        table = pa.Table.from_pylist(rows)
+        entries.append(shards.write_shard(directory, f"{number:05d}", table, _members(rows, chunk)))
     shards.write_manifest(directory, "pool", entries, pool=pool)
-
-
-def _chunks(items: Iterable, size: int) -> Iterator[list]:
-    iterators = [iter(items)] * size
-    for chunk in zip_longest(*iterators):
-        yield [item for item in chunk if item is not None]
 
 
 def _pair_row(pool: str, url: str, said: str, data: bytes) -> dict:

@@ -1,0 +1,54 @@
+"""The pictures that questions are asked about: no pair to train on may show one."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from vlmpipe.curate.duplicates import Looks, look
+from vlmpipe.data.vqa import vqa_images
+from vlmpipe.errors import UserError
+from vlmpipe.images import NotAnImage, decode_rgb
+from vlmpipe.progress import progress
+from vlmpipe.shards import batched
+
+
+@dataclass(frozen=True)
+class EvaluationImages:
+    """N pictures: their names, the sha256 of their bytes in hex, and how they look."""
+
+    uids: pa.Array
+    digests: pa.Array
+    looks: Looks
+
+    def __len__(self) -> int:
+        return len(self.uids)
+
+
+def evaluation_images(questions: Path, splits: Sequence[str], chunk: int = 64) -> EvaluationImages:
+    """Identify every picture of the question splits, `chunk` of them in memory at a time.
+
+    Raises:
+        UserError: a split has no pictures, or one that does not decode: nothing could be told from it.
+    """
+    uids, digests, looks = [], [], [look([])]
+    for split in splits:
+        pictures = vqa_images(questions / split)
+        found = progress(pictures.distinct(), pictures.files, f"evaluation pictures ({split})")
+        for batch in batched(found, chunk):
+            uids += [uid for uid, _ in batch]
+            digests += [hashlib.sha256(data).hexdigest() for _, data in batch]
+            looks.append(look([_decoded(questions / split, uid, data) for uid, data in batch]))
+    hashes, thumbnails = (np.concatenate([getattr(part, name) for part in looks]) for name in ("hashes", "thumbnails"))
+    return EvaluationImages(pa.array(uids, pa.string()), pa.array(digests, pa.string()), Looks(hashes, thumbnails))
+
+
+def _decoded(directory: Path, uid: str, data: bytes) -> Image.Image:
+    try:
+        return decode_rgb(data)
+    except NotAnImage as error:
+        raise UserError(f"{directory}: found picture {uid} broken ({error}); expected a picture; restore it") from None
