@@ -72,14 +72,16 @@ def main() -> None:
     cluster = parse(Cluster, params["cluster"], f"{options.params}: cluster")
     for needed in ("packed", "selection"):
         read_manifest(root / needed)
-    packed = {"raw": pack_raw(root, Path(params["questions"]), out, configs), "curated": root / "packed"}
+    questions = Path(params["questions"])
+    packed = {"raw": pack_raw(root, questions, out, configs), "curated": root / "packed"}
     fresh = draw_fresh(out / "fresh.parquet")
     trained = {"curated": root / "models"} if options.steps is None else {}
     arms = []
     with local_ray():
         for name in ("raw", "curated"):
-            models = trained.get(name) or train(packed[name], root / "scorer", Path(params["questions"]), out / name, configs, cluster)
-            arms.append(measure(name, packed[name], models, Path(params["questions"]), fresh, out / name, cluster))
+            place = out / name
+            models = trained.get(name) or train(packed[name], root / "scorer", questions, place, configs, cluster)
+            arms.append(measure(name, packed[name], models, questions, fresh, place, cluster))
     words = sum(len(text.split()) for _, text in fresh)
     results = compare(*arms, words)
     write_json(out / "result.json", results)

@@ -26,7 +26,8 @@ def test_dockerfile_passes_hadolint():
 
 @pytest.mark.parametrize("name", ["workspace.yaml", "pipeline.yaml"])
 def test_manifests_fit_the_kubernetes_schema(name):
-    result = subprocess.run([tool("kubernetes-validate"), "--strict", INFRA / "kuberay" / name], capture_output=True, text=True)
+    command = [tool("kubernetes-validate"), "--strict", INFRA / "kuberay" / name]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -56,7 +57,8 @@ def test_compose_services_refer_to_each_other():
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), "only loopback is published"
     needed = set(re.findall(r"\$\{(\w+)", (INFRA / "compose.yaml").read_text()))
-    assert needed == {line.partition("=")[0] for line in (INFRA / ".env.example").read_text().splitlines() if "=" in line}
+    example = (INFRA / ".env.example").read_text().splitlines()
+    assert needed == {line.partition("=")[0] for line in example if "=" in line}
 
 
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="needs docker-compose")

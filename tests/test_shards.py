@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
 
 
 def test_nan_is_not_json(tmp_path):
-    with pytest.raises(ValueError, match="NaN|nan"):
+    with pytest.raises(ValueError, match=r"NaN|nan"):
         shards.write_json(tmp_path / "x.json", {"a": float("nan")})
 
 

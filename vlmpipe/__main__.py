@@ -56,7 +56,7 @@ def _first_line(error: Exception) -> str:
 
 def _end(line: str, code: int) -> int:
     if os.environ.get("VLMPIPE_DEBUG"):
-        raise  # noqa: PLE0704  re-raises what main is handling
+        raise  # what main is handling
     print(line, file=sys.stderr, flush=True)
     return code
 

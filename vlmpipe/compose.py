@@ -72,7 +72,8 @@ def read_params(path: Path = Path(PARAMS)) -> dict[str, Any]:
     try:
         params = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"found no {path} in {Path.cwd()}; run from the workspace, or `vlmpipe compose` first") from None
+        message = f"found no {path} in {Path.cwd()}; run from the workspace, or `vlmpipe compose` first"
+        raise UserError(message) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not yaml: {' '.join(str(error).split())}; mend it, or write it anew with "
                         f"`vlmpipe compose`") from None

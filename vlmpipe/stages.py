@@ -119,10 +119,11 @@ def section(params: Mapping[str, Any], path: str, where: str) -> Any:
 
 def configs(stage: Stage, params: Mapping[str, Any], name: str | None, where: str) -> dict[str, Any]:
     """Parse every config that `stage` takes for the instance `name`."""
-    return {
-        keyword: parse(resolve(cls), section(params, path.format(name=name), where), f"{where}: {path.format(name=name)}")
-        for keyword, (path, cls) in stage.configs.items()
-    }
+    found = {}
+    for keyword, (pattern, cls) in stage.configs.items():
+        path = pattern.format(name=name)
+        found[keyword] = parse(resolve(cls), section(params, path, where), f"{where}: {path}")
+    return found
 
 
 def validate(params: Mapping[str, Any], where: str = "params.yaml") -> None:
@@ -167,7 +168,9 @@ def _refuse_unclaimed(tree: Mapping[str, Any], claimed: Mapping, where: str, pre
             raise UserError(f"{where}: unknown key '{path}'{nearest(key, known)}; expected one of: {', '.join(known)}")
 
 
-def run_stage(stage_name: str, name: str | None, paths: Mapping[str, Any], params: Mapping[str, Any], where: str) -> None:
+def run_stage(
+    stage_name: str, name: str | None, paths: Mapping[str, Any], params: Mapping[str, Any], where: str
+) -> None:
     """Run one stage on `paths` (keyword -> Path or list of Paths) with its configs from `params`."""
     stage = STAGES[stage_name]
     _refuse_unclaimed(params, _claims(params), where, "")
@@ -185,6 +188,6 @@ def run_stage(stage_name: str, name: str | None, paths: Mapping[str, Any], param
 
 def _require_pass(verdict: Path) -> None:
     """DVC orders a stage behind its gate; this holds also when somebody runs the stage by hand."""
-    found = read_json(verdict)
-    if found.get("passed") is not True:
-        raise UserError(f"{verdict}: found passed={found.get('passed')}; expected a gate that passed; see its rules there")
+    passed = read_json(verdict).get("passed")
+    if passed is not True:
+        raise UserError(f"{verdict}: found passed={passed}; expected a gate that passed; see its rules there")

@@ -32,7 +32,7 @@ def funnel(steps: Sequence[tuple[str, int, int]]) -> Markup:
 def histogram(
     values: np.ndarray, highlighted: np.ndarray, threshold: float | None, label: str, bins: int = 48
 ) -> Markup:
-    """Counts of finite `values` [N], the part where `highlighted` (bool [N]) in the keeping colour, a line at `threshold`."""
+    """Counts of finite `values` [N], `highlighted` ones (bool [N]) in the keeping colour, and a line at `threshold`."""
     finite = np.isfinite(values)
     values, highlighted = values[finite], highlighted[finite]
     if not len(values):
@@ -77,7 +77,8 @@ def lines(series: dict[str, Sequence[tuple[float, float]]], label: str, smooth: 
         points = _moving_average(points, smooth)
         path = " ".join(f"{left + (x - x0) * x_scale:.1f},{base - (y - y0) * y_scale:.1f}" for x, y in points)
         shapes.append(f'<polyline class="line line{i}" points="{path}"/>')
-        shapes.append(f'<text class="line{i} number" x="{WIDTH - 12}" y="{16 + 14 * i}" text-anchor="end">{escape(name)}</text>')
+        place = f'x="{WIDTH - 12}" y="{16 + 14 * i}" text-anchor="end"'
+        shapes.append(f'<text class="line{i} number" {place}>{escape(name)}</text>')
     axes = (
         f'<line class="axis" x1="{left}" x2="{left}" y1="6" y2="{base}"/>'
         f'<line class="axis" x1="{left}" x2="{WIDTH - 10}" y1="{base}" y2="{base}"/>'

@@ -218,7 +218,8 @@ def training(workspace: Workspace, config: Any) -> dict | None:
 
 def evaluation(workspace: Workspace, config: Any) -> dict | None:
     """Every metric of both evaluations."""
-    found = {name: read_json(path) for name in GATES if (path := workspace.results / "metrics" / f"{name}.json").exists()}
+    paths = {name: workspace.results / "metrics" / f"{name}.json" for name in GATES}
+    found = {name: read_json(path) for name, path in paths.items() if path.exists()}
     return {"evaluations": found} if found else None
 
 
