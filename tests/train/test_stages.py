@@ -128,16 +128,21 @@ def test_other_data_starts_over(packed, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "state" / "timing.json").read_text())["resumed_from"] == 0
 
 
-def test_finetune_goes_on_from_init_and_rehearses(packed, tmp_path):
+def write_questions(root: Path) -> Path:
+    """One question about each plain picture."""
     from vlmpipe.data.vqa import VqaExample, write_vqa
 
-    init = run_pretrain(packed, tmp_path / "pretrain")
-    colors = list(COLORS)
     examples = [
         VqaExample(number, number, "what color is it?", (color,) * 10, "other", "what color is")
-        for number, color in enumerate(colors)
+        for number, color in enumerate(COLORS)
     ]
-    write_vqa(tmp_path / "questions" / "train", examples, enumerate(picture(c) for c in colors), "train")
+    write_vqa(root / "train", examples, enumerate(picture(color) for color in COLORS), "train")
+    return root
+
+
+def test_finetune_goes_on_from_init_and_rehearses(packed, tmp_path):
+    init = run_pretrain(packed, tmp_path / "pretrain")
+    write_questions(tmp_path / "questions")
     for captions in (False, True):
         root = tmp_path / f"finetune-{captions}"
         config = dataclasses.replace(CONFIG, captions=captions)
@@ -145,6 +150,13 @@ def test_finetune_goes_on_from_init_and_rehearses(packed, tmp_path):
     plain, rehearsed = (tmp_path / f"finetune-{captions}" / "out" for captions in (False, True))
     assert contents(plain)["tokenizer.json"] == contents(init)["tokenizer.json"]
     assert losses(plain)[-1] < losses(plain)[0] and losses(plain) != losses(rehearsed)
+
+
+def test_a_tuned_dual_encoder_knows_what_to_choose_among(packed, tmp_path):
+    save(*build(model("dual"), ["a red picture"]), tmp_path / "init")
+    questions = write_questions(tmp_path / "questions")
+    finetune(tmp_path / "init", questions, packed, tmp_path / "out", tmp_path / "state", CONFIG, INLINE)
+    assert load(tmp_path / "out")[1].answers == tuple(sorted(COLORS))
 
 
 def test_scorer_is_trained_on_the_trusted_shards(tmp_path):
@@ -203,7 +215,7 @@ def test_a_stage_killed_on_ray_goes_on(packed, tmp_path):
     process.wait()
     reached = max(int(path.name[5:]) for path in checkpoints.glob("step-*"))
     assert 0 < reached < 300
-    pretrain(packed, tmp_path / "out", tmp_path / "state", model(), config, Cluster(threads=1))
+    run_pretrain(packed, tmp_path, Cluster(threads=1), config)
     timing = json.loads((tmp_path / "state" / "timing.json").read_text())
     assert timing["resumed_from"] >= reached and len(losses(tmp_path / "out")) == 300
 
@@ -218,7 +230,8 @@ def ray_of_two_cores():
 @pytest.mark.parametrize("preset", ["prefix", "dual"])
 def test_two_workers_give_the_curve_of_one(packed, tmp_path, preset, ray_of_two_cores):
     config = dataclasses.replace(CONFIG, steps=8)
-    pretrain(packed, tmp_path / "one", tmp_path / "a", model(preset), config, INLINE)
+    scorer = tmp_path / "scorer"
+    pretrain(packed, scorer, tmp_path / "one", tmp_path / "a", model(preset), config, INLINE)
     two = Cluster(workers=2, cpus_per_worker=1, threads=1)
-    pretrain(packed, tmp_path / "two", tmp_path / "b", model(preset), config, two)
+    pretrain(packed, scorer, tmp_path / "two", tmp_path / "b", model(preset), config, two)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

@@ -5,6 +5,7 @@ A loss that is the mean over processes then has the gradients of the whole batch
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -53,11 +54,15 @@ def mean(values: Tensor) -> Tensor:
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalisation (arXiv 1502.03167) over the rows of all processes; torch's own does this on GPUs only.
 
-    Processes must have equally many rows, as `Batches` gives them.
+    Processes must have equally many rows, as `Batches` gives them. A frozen layer keeps the statistics it has: with
+    those of the batch, a frozen tower would still change with every step.
     """
 
     def forward(self, x_BCYX: Tensor) -> Tensor:
-        if not (self.training and distributed()):
+        if not (self.training and self.weight.requires_grad):
+            kept = self.running_mean, self.running_var
+            return F.batch_norm(x_BCYX, *kept, self.weight, self.bias, training=False, eps=self.eps)
+        if not distributed():
             return super().forward(x_BCYX)
         over = (0, 2, 3)
         mean_C = mean(x_BCYX.mean(dim=over))

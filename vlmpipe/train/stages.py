@@ -117,7 +117,10 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
         model, processor = build(job.architecture, source.texts, config.seed)
     if job.vision is not None:
         adopt_vision(model, job.vision)
-    images = decode_images(source.images, len(source.images), processor, job.state / "cache" / f"images-{rank}.bytes")
+    if model.language_model is None:
+        processor.answers = source.answers or processor.answers
+    cache = job.state / "cache" / f"images-{rank}.bytes"
+    images = decode_images(source.images, len(source.images), processor, cache)
     dataset = make_dataset(images, source.pairs, processor, model.language_model is not None, config.per_row)
     batches = Batches(dataset, config.batch_size // config.accumulation, config.seed, rank, world)
     objective = OBJECTIVES[config.objective]() if config.objective else objective_for(model)
@@ -134,7 +137,7 @@ def adopt_vision(model: VisionLanguageModel, scorer: Path) -> None:
         UserError: the two towers are not the same shape, or the scorer is not one of ours.
     """
     if not is_model(scorer):
-        raise UserError(f"{scorer}: found no model of ours; expected a trained scorer; set train.pretrain.vision=scratch")
+        raise UserError(f"{scorer}: found no model of ours; train one, or set train.pretrain.vision=scratch")
     tower, own = load(scorer)[0].vision, model.vision
     if tower.config != own.config:
         raise UserError(
