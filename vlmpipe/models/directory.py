@@ -60,7 +60,7 @@ def load(directory: Path, device: str | torch.device = "cpu") -> tuple[VisionLan
     """
     directory = Path(directory)
     facts = read_config(directory)
-    config = parse(VLMConfig, facts["model"], str(directory / CONFIG))
+    config = parse(VLMConfig, facts.get("model"), f"{directory / CONFIG}: model")
     with torch.random.fork_rng(devices=[]):
         model = VisionLanguageModel(config)
     load_weights(model, directory / WEIGHTS)
