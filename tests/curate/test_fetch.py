@@ -264,7 +264,7 @@ def test_a_killed_download_fetches_no_image_twice(tmp_path, web, backend):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    web.pause = 0.05
+    web.pause = 0.25  # slow enough that a busy machine still finds it midway
     process = subprocess.Popen([sys.executable, script, urls, tmp_path, backend], env=environment)
     wait_until(lambda: len(web.hits) >= 60)
     wait_until(lambda: sum(path.stat().st_size for path in (tmp_path / "state" / "spool").glob("*")) > 5000)
