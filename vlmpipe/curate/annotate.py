@@ -168,7 +168,8 @@ def annotate(name: str, pool: Path, scorer: Path, out: Path, config: AnnotateCon
     Raises:
         UserError: the pool or the scorer is incomplete or damaged.
     """
-    pool, out = Path(pool).absolute(), Path(out).absolute()
+    pool, out = Path(pool).absolute(), Path(out).absolute()  # workers may stand in another directory
+    scorer = Path(scorer).absolute() if Path(scorer).is_dir() else scorer  # else the id of a hub
     manifest = shards.read_manifest(pool)
     out.mkdir(parents=True, exist_ok=True)
     tasks = _tasks(pool, manifest, str(scorer), out, config)
