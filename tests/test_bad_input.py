@@ -16,99 +16,36 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.by_hand import (
+    ANNOTATE,
+    DOWNLOAD,
+    PACK,
+    PICTURES,
+    PRETRAIN,
+    ROOT,
+    SELECT,
+    Said,
+    call,
+    change,
+    contents,
+    curate,
+    lay_out,
+    refused,
+    surroundings,
+    typed,
+)
 from tests.conftest import Workspace, copy_workspace
-from tests.curate.made_pools import jpeg, picture
 from vlmpipe import shards
-from vlmpipe.__main__ import main
 
-ROOT = Path(__file__).parents[1]
 REAL_LIST = ROOT.parent / "shared/data/url-lists/laion_like_10000.parquet"
-PICTURES = 24
-TRAIN = {"steps": 6, "batch_size": 8, "checkpoint_every": 2, "log_every": 2}
-TRANSFORMER = {"width": 32, "depth": 2, "heads": 4, "hidden": 48}
-PARAMS = {
-    "profile": "hand", "root": "data", "results": "results", "trusted": "none", "questions": "none",
-    "cluster": {"backend": "inline", "threads": 1},
-    "pool": {"p": {
-        "urls": "list.csv", "serve": {"kind": "folder", "path": ".", "hosts": ["images.test=pictures"]},
-        "samples_per_shard": 12, "threads": 4, "deadline": 5.0, "max_wait": 1.0,
-    }},
-    "curation": {
-        "annotate": {}, "pack": {"validation": 0.1, "test": 0.1},
-        "select": {"order": ["downloaded", "decoded", "clip"], "clip": {"min": -1.0}},
-    },
-    "model": {"architecture": {
-        "vision": {"image_size": 32, "patch_size": 8, "stem": "conv", "stem_width": 8, "transformer": TRANSFORMER},
-        "text": {"context": 48, "transformer": TRANSFORMER},
-        "fusion": {"kind": "prefix", "merge": 2, "attention": "full"}, "heads": {"language_model": {}},
-    }},
-    "train": {"pretrain": TRAIN},
-    "publish": {},
-}
-DOWNLOAD = "download p --urls list.csv --out data/pools/p --state data/state/download/p".split()
-ANNOTATE = "annotate p --pool data/pools/p --scorer data/scorer --out data/annotations/p".split()
-SELECT = "select --pools data/pools --annotations data/annotations --questions none --out data/selection".split()
-PACK = ("pack --pools data/pools --annotations data/annotations --selection data/selection --verdict verdict.json "
-        "--out data/packed").split()
-PRETRAIN = ("pretrain --packed data/packed --scorer data/scorer --out data/models/pretrain "
-            "--state data/state/pretrain").split()
-
-
-# --- a workspace and its command line ----------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Said:
-    status: int
-    text: str
-
-
-def call(capfd, *words: str) -> Said:
-    """The command line without the seconds that a new process takes."""
-    capfd.readouterr()
-    return Said(main(list(words)), capfd.readouterr().err)
-
-
-def typed(*words: str, cwd: Path = Path(), program: tuple[str, ...] = ("vlmpipe",), **environment: str) -> Said:
-    """`python -m vlmpipe …` in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", *program, *words], cwd=cwd, capture_output=True, text=True, timeout=300,
-        env=surroundings(**environment),
-    )
-    return Said(done.returncode, done.stdout + done.stderr)
-
-
-def surroundings(**more: str) -> dict[str, str]:
-    outside = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "VLMPIPE_DEBUG")}
-    return {**outside, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", **more}
-
-
-def refused(said: Said, *expected: str, status: int = 2) -> str:
-    """Insist on a user's error: the status, no traceback, one line of ours and in it what is expected."""
-    lines = [line for line in said.text.splitlines() if line.startswith("error: ")]
-    assert said.status == status and "Traceback" not in said.text and len(lines) == 1, said.text[-3000:]
-    missing = [text for text in expected if text not in lines[0]]
-    assert not missing, f"{missing} not in: {lines[0]}"
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A workspace by hand in which every stage up to `pack` is done."""
-    from tests.models.tiny import make
-    from vlmpipe.models.directory import save
-
     place = tmp_path_factory.mktemp("whole")
-    (place / "pictures").mkdir()
-    for number in range(PICTURES):
-        (place / f"pictures/{number}.jpg").write_bytes(jpeg(picture(number)))
-    rows = [f"http://images.test/{number}.jpg,picture number {number}" for number in range(PICTURES)]
-    (place / "list.csv").write_text("\n".join(["url,caption", *rows, "http://images.test/gone.jpg,a dead link\n"]))
-    (place / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-    shards.write_json(place / "verdict.json", {"passed": True})
-    save(*make("dual"), place / "data/scorer")
-    with contextlib.chdir(place):
-        for words in (DOWNLOAD, ANNOTATE, SELECT, PACK):
-            assert main(words) == 0
+    lay_out(place)
+    curate(place)
     return place
 
 
@@ -118,21 +55,6 @@ def place(whole, tmp_path, monkeypatch) -> Path:
     shutil.copytree(whole, tmp_path / "place", symlinks=True)
     monkeypatch.chdir(tmp_path / "place")
     return tmp_path / "place"
-
-
-def change(path: str, value: object) -> None:
-    """Set a dotted key of params.yaml."""
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    *parents, last = path.split(".")
-    section = params
-    for key in parents:
-        section = section.setdefault(key, {})
-    section[last] = value
-    Path("params.yaml").write_text(yaml.safe_dump(params))
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 # --- configs -----------------------------------------------------------------------------------------------
@@ -201,7 +123,7 @@ def test_outside_a_workspace_every_command_says_so(tmp_path, monkeypatch, capfd,
 # --- lists and pools ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, data, expected", [
-    ("list.csv", b"URL,TEXT\nhttp://a.test/1.jpg,a\n", ("found columns URL, TEXT", "did you mean 'URL'?", "columns.url")),
+    ("list.csv", b"URL,TEXT\nhttp://a.test/1,a\n", ("found columns URL, TEXT", "did you mean 'URL'?", "columns.url")),
     ("list.csv", b"url,caption\n", ("found no rows", "expected a list of at least one URL")),
     ("none.parquet", None, ("found no URL list none.parquet", "set the pool's `urls`")),
     ("list.parquet", b"PAR1 and then nothing", ("list.parquet: found damaged parquet", "mend it")),
@@ -397,7 +319,6 @@ def test_a_stage_on_a_full_disk_says_so_and_a_rerun_completes(place, disk, capfd
     assert contents(out) == expected
 
 
-@pytest.mark.slow
 def test_training_on_a_full_disk_says_so_and_goes_on_from_its_checkpoint(place, disk, capfd):
     assert call(capfd, *PRETRAIN).status == 0
     expected, words, out = contents(Path("data/models/pretrain")), put_at(PRETRAIN, disk.folder), disk.folder / "out"
@@ -476,8 +397,10 @@ def test_dvc_mends_a_corrupt_shard_and_stops_at_bad_input(tiny, tmp_path, monkey
     workspace = copy_workspace(tiny, tmp_path / "workspace")
     monkeypatch.chdir(workspace.root)
     data, before = Path("data/tiny"), (workspace.root / "dvc.lock").read_bytes()
-    for damaged, stage in (("pools/scenes/00001.tar", "annotate@scenes"), ("annotations/scenes/00000.parquet", "select"),
-                           ("packed/train/train-00000-of-00001.parquet", "pack")):
+    for damaged, stage in (
+        ("pools/scenes/00001.tar", "annotate@scenes"), ("annotations/scenes/00000.parquet", "select"),
+        ("packed/train/train-00000-of-00001.parquet", "pack"),
+    ):
         whole = (data / damaged).read_bytes()
         flip(data / damaged, 0.4)
         workspace.done("dvc", "repro", stage)

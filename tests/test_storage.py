@@ -1,28 +1,41 @@
 """Object storage: URL lists, a pool's tars and the DVC remote on S3, through an S3 endpoint on loopback."""
 
+import io
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import split
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
+from tests.by_hand import (
+    ANNOTATE,
+    DOWNLOAD,
+    PACK,
+    PICTURES,
+    POOL,
+    SELECT,
+    call,
+    change,
+    contents,
+    lay_out,
+    refused,
+    typed,
+    url_list,
+)
 from tests.conftest import Workspace, copy_workspace
-from tests.curate.made_pools import jpeg, picture
 from vlmpipe import shards
-from vlmpipe.__main__ import main
+from vlmpipe.publish import Registry
 
-ROOT = Path(__file__).parents[1]
-PICTURES = 20
 BUCKET = "bucket"
-PYTHON = (sys.executable, "-m", "vlmpipe")
-SELECT = {"order": ["downloaded", "decoded", "clip"], "clip": {"min": -1.0}}
 
 
 @dataclass(frozen=True)
@@ -68,122 +81,146 @@ def s3() -> Iterator[S3]:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    """A workspace by hand: pictures behind a loopback web, a scorer, and configs of the pools `here` and `there`."""
-    from tests.models.tiny import make
-    from vlmpipe.models.directory import save
-
-    (tmp_path / "pictures").mkdir()
-    for number in range(PICTURES):
-        (tmp_path / f"pictures/{number}.jpg").write_bytes(jpeg(picture(number)))
-    save(*make("dual"), tmp_path / "scorer")
-    shards.write_json(tmp_path / "verdict.json", {"passed": True})
+    lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def write_params(**pools: dict) -> None:
-    common = {"serve": {"kind": "folder", "path": ".", "hosts": ["images.test=pictures"]}, "samples_per_shard": 8,
-              "threads": 4, "deadline": 5.0, "max_wait": 1.0}
-    params = {
-        "cluster": {"backend": "inline"}, "pool": {name: common | pool for name, pool in pools.items()},
-        "curation": {"annotate": {}, "select": SELECT, "pack": {"validation": 0.1, "test": 0.1}},
-    }
-    Path("params.yaml").write_text(yaml.safe_dump(params))
+def add_pool(name: str, **settings: object) -> list[str]:
+    """Configure another pool; returns the command that downloads it."""
+    change(f"pool.{name}", POOL | settings)
+    urls = str(settings.get("urls", "list.csv"))
+    return ["download", name, "--urls", urls, "--out", f"data/pools/{name}", "--state", f"data/state/download/{name}"]
 
 
-def url_list() -> bytes:
-    rows = [f"http://images.test/{number}.jpg,picture number {number}" for number in range(PICTURES)]
-    return "\n".join(["url,caption", *rows, "http://images.test/gone.jpg,a dead link"]).encode()
+def annotate(name: str) -> list[str]:
+    return split(f"annotate {name} --pool data/pools/{name} --scorer data/scorer --out data/annotations/{name}")
 
 
-def download(name: str, urls: str) -> int:
-    return main(["download", name, "--urls", urls, "--out", f"pools/{name}", "--state", f"state/{name}"])
+# --- lists and pools ---------------------------------------------------------------------------------------
 
-
-def annotate(name: str) -> int:
-    return main(["annotate", name, "--pool", f"pools/{name}", "--scorer", "scorer", "--out", f"annotations/{name}"])
-
-
-def curate(name: str) -> dict[str, bytes]:
-    """Everything from the pool to the dataset, with that pool alone; returns the dataset's data."""
-    folders = ["--pools", "pools", "--annotations", "annotations"]
-    change = yaml.safe_load(Path("params.yaml").read_text())
-    change["curation"]["select"]["pools"] = [name]
-    Path("params.yaml").write_text(yaml.safe_dump(change))
-    assert annotate(name) == 0
-    assert main(["select", *folders, "--questions", "none", "--out", "selection"]) == 0
-    assert main(["pack", *folders, "--selection", "selection", "--verdict", "verdict.json", "--out", "packed"]) == 0
-    return {path.parent.name: columns_but_pool(path) for path in Path("packed").rglob("*.parquet")}
-
-
-def columns_but_pool(path: Path) -> list[dict]:
-    import pyarrow.parquet as pq
-
-    return [{key: value for key, value in row.items() if key != "pool"} for row in pq.read_table(path).to_pylist()]
-
-
-def said(capfd) -> str:
-    """The one line that stands for an error."""
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
-def test_lists_are_read_from_object_storage(s3, place):
+def test_lists_are_read_from_object_storage(s3, place, capfd):
     address = s3.put("lists/all/part-0.csv", url_list())
-    write_params(there={"urls": address}, folder={"urls": f"s3://{BUCKET}/lists/all"})
-    Path("here.csv").write_bytes(url_list())
-    assert download("there", address) == download("folder", "ignored: the config's address counts") == 0
-    rows = [shards.read_rows(Path("pools") / name).drop(["pool"]) for name in ("there", "folder")]
-    assert rows[0].equals(rows[1]) and rows[0]["status"].to_pylist().count("downloaded") == PICTURES
+    commands = [DOWNLOAD, add_pool("file", urls=address), add_pool("folder", urls=f"s3://{BUCKET}/lists/all")]
+    assert [call(capfd, *command).status for command in commands] == [0, 0, 0]
+    local, *remote = (shards.read_rows(Path("data/pools") / name).drop(["pool"]) for name in ("p", "file", "folder"))
+    assert all(rows.equals(local) for rows in remote) and local["status"].to_pylist().count("downloaded") == PICTURES
 
 
 def test_a_pool_whose_tars_are_in_object_storage_gives_the_same_dataset(s3, place, capfd):
-    Path("list.csv").write_bytes(url_list())
-    write_params(here={"urls": "list.csv"}, there={"urls": "list.csv", "store": f"s3://{BUCKET}/pools"})
-    assert download("here", "list.csv") == download("there", "list.csv") == 0
-    stored = s3.keys("pools/there/")
-    assert len(stored) == 3 and not list(Path("pools/there").glob("*.tar"))
-    assert curate("there") == curate("here")
+    command = add_pool("q", store=f"s3://{BUCKET}/pools")
+    for words in (DOWNLOAD, ANNOTATE, command, annotate("q")):
+        assert call(capfd, *words).status == 0
+    stored = s3.keys("pools/q/")
+    assert len(stored) == 3 and not list(Path("data/pools/q").glob("*.tar"))
+    assert dataset(capfd, "q") == dataset(capfd, "p")
 
-    # A second run looks at what is stored and fetches nothing: the web is gone.
-    shutil.rmtree("pictures")
+    # A second run looks for what is stored and fetches nothing: the web is gone.
+    Path("pictures").rename("elsewhere")
     Path("pictures").mkdir()
-    shutil.rmtree("state")
-    assert download("there", "list.csv") == 0
-    assert s3.keys("pools/there/") == stored
+    shutil.rmtree("data/state")
+    assert call(capfd, *command).status == 0 and s3.keys("pools/q/") == stored
 
     # A damaged object is named, and made again once it is deleted.
     whole = s3.client.get_object(Bucket=BUCKET, Key=stored[1])["Body"].read()
     s3.put(stored[1], whole[:-1] + b"x")
-    shutil.rmtree("annotations/there")
-    capfd.readouterr()
-    assert annotate("there") == 2
-    assert f"corrupt shard s3://{BUCKET}/{stored[1]}: its sha256 is" in said(capfd)
+    shutil.rmtree("data/annotations/q")
+    refused(call(capfd, *annotate("q")), f"corrupt shard s3://{BUCKET}/{stored[1]}: its sha256 is", "delete the file")
     s3.client.delete_object(Bucket=BUCKET, Key=stored[1])
-    for number in range(PICTURES):
-        Path(f"pictures/{number}.jpg").write_bytes(jpeg(picture(number)))
-    assert download("there", "list.csv") == annotate("there") == 0
+    Path("pictures").rmdir()
+    Path("elsewhere").rename("pictures")
+    assert call(capfd, *command).status == call(capfd, *annotate("q")).status == 0
     assert s3.client.get_object(Bucket=BUCKET, Key=stored[1])["Body"].read() == whole
 
 
-def test_storage_that_is_not_there_is_said_in_one_line(s3, place, monkeypatch, capfd):
-    Path("list.csv").write_bytes(url_list())
-    write_params(none={"urls": f"s3://{BUCKET}/none.csv"}, store={"urls": "list.csv", "store": "s3://no-such-bucket/x"})
-    assert download("none", f"s3://{BUCKET}/none.csv") == 2
-    assert f"found no URL list s3://{BUCKET}/none.csv" in said(capfd)
-    assert download("store", "list.csv") == 2
-    assert "found no place for s3://no-such-bucket/x/store/00000-" in said(capfd)
-    assert not Path("pools/store/manifest.json").exists()
+def dataset(capfd, pool: str) -> dict[str, list[dict]]:
+    """The rows of each split when that pool alone is selected from, without its name."""
+    change("curation.select.pools", [pool])
+    assert call(capfd, *SELECT).status == call(capfd, *PACK).status == 0
+    tables = {path.parent.name: pq.read_table(path).drop(["pool"]) for path in Path("data/packed").rglob("*.parquet")}
+    return {split: table.to_pylist() for split, table in tables.items()}
+
+
+def test_storage_that_is_not_there_is_said_in_one_line(s3, place, capfd):
+    said = call(capfd, *add_pool("none", urls=f"s3://{BUCKET}/none.csv"))
+    refused(said, f"found no URL list s3://{BUCKET}/none.csv")
+
+    said = call(capfd, *add_pool("q", store="s3://no-such-bucket/x"))
+    refused(said, "found no place for s3://no-such-bucket/x/q/00000-", "expected a bucket or folder that exists")
+    assert not Path("data/pools/q/manifest.json").exists()
     assert [bucket["Name"] for bucket in s3.client.list_buckets()["Buckets"]] == [BUCKET]
 
-    write_params(store={"urls": "list.csv", "store": f"s3://{BUCKET}/x"})
-    assert download("store", "list.csv") == 0  # goes on where the storage failed
+    command = add_pool("q", store=f"s3://{BUCKET}/x")
+    assert call(capfd, *command).status == 0  # goes on where the storage failed
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        away = f"http://127.0.0.1:{nobody.getsockname()[1]}"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "AWS_ENDPOINT_URL": away, "AWS_MAX_ATTEMPTS": "1"}
-        words = ["download", "store", "--urls", "list.csv", "--out", "pools/store", "--state", "state/store"]
-        ended = subprocess.run([*PYTHON, *words], env=environment, capture_output=True, text=True)
-    assert ended.returncode == 2 and "Traceback" not in ended.stderr
-    assert f"can't use s3://{BUCKET}/x/store/00000-" in ended.stderr and away in ended.stderr
+        away = "http://{}:{}".format(*nobody.getsockname())
+        said = typed(*command, AWS_ENDPOINT_URL=away, AWS_MAX_ATTEMPTS="1")
+    refused(said, f"can't use s3://{BUCKET}/x/q/00000-", away, "check address, credentials and endpoint")
+
+
+# --- DVC ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_data_is_pushed_to_s3_and_comes_back_in_a_fresh_clone(s3, tiny, tmp_path, monkeypatch):
+    workspace = copy_workspace(tiny, tmp_path / "workspace")
+    monkeypatch.delenv("AWS_ENDPOINT_URL")  # the remote's own setting is enough
+    workspace.done("dvc", "remote", "add", "--default", "store", f"s3://{BUCKET}/dvc")
+    workspace.done("dvc", "remote", "modify", "store", "endpointurl", s3.endpoint)
+    workspace.done("git", "commit", "-qam", "data goes to S3")
+    params = yaml.safe_load((workspace.root / "params.yaml").read_text())
+    said = Registry(workspace.root, params).push()
+    pushed = len(s3.keys("dvc/files/md5"))
+    assert said == f"dvc: {pushed} file(s) pushed to remote 'store'" and pushed > 20
+    assert "Everything is up to date" in workspace.done("dvc", "push")
+
+    clone = fresh_clone(workspace, tmp_path / "clone")
+    clone.done("dvc", "pull")
+    lock = yaml.safe_load((clone.root / "dvc.lock").read_text())["stages"]
+    outs = [out["path"] for stage in lock.values() for out in stage["outs"]]
+    assert len(outs) > 12
+    for out in outs:
+        assert files(clone.root / out) == files(workspace.root / out), out
+    assert "up to date" in clone.done("dvc", "status")
+
+    # The champion's files alone, where nothing has been pulled.
+    other = fresh_clone(workspace, tmp_path / "other")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    assert other.done("python", "-m", "vlmpipe", "caption", str(tmp_path / "red.png")).strip()
+    assert not (other.root / "data/tiny").exists()
+
+
+def fresh_clone(workspace: Workspace, root: Path) -> Workspace:
+    workspace.done("git", "clone", "-q", str(workspace.root), str(root))
+    return Workspace(root)
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return contents(path) if path.is_dir() else {"": path.read_bytes()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_dvc_follows_a_list_on_s3(s3, tiny, tmp_path, monkeypatch):
+    workspace = copy_workspace(tiny, tmp_path / "workspace")
+    rows = pq.read_table(workspace.root / "data/tiny/world/scenes/pools/scenes.parquet")
+    pool = read_pool(workspace)
+    address = s3.put("lists/scenes.parquet", parquet(rows))
+    workspace.done("python", "-m", "vlmpipe", "compose", "--profile", "tiny", "--set", f"pool.scenes.urls={address}")
+    workspace.done("dvc", "repro", "download@scenes")
+    assert read_pool(workspace) == pool
+    assert "didn't change, skipping" in workspace.done("dvc", "repro", "download@scenes")
+    s3.put("lists/scenes.parquet", parquet(rows.slice(0, 100)))
+    workspace.done("dvc", "repro", "download@scenes")
+    assert read_pool(workspace) == pool[:100]
+
+
+def read_pool(workspace: Workspace) -> list[dict]:
+    return shards.read_rows(workspace.root / "data/tiny/pools/scenes", ["uid", "status", "reason"]).to_pylist()
+
+
+def parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

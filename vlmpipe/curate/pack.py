@@ -332,7 +332,7 @@ class SplitWriter:
         self._writer = None
 
     def abandon(self) -> None:
-        """Let go of an unfinished file: pyarrow would write to it again when it is collected, and print that it can't."""
+        """Let go of an unfinished file: pyarrow would write to it when it is collected, and print that it can't."""
         if self._writer is not None and self._writer.pa_writer is not None:
             self._writer.pa_writer.is_open = False
 
