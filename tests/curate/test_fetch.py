@@ -252,7 +252,7 @@ from vlmpipe.dispatch import Cluster
 urls, root, backend = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 if __name__ == "__main__":
     config = PoolConfig(urls=str(urls), allow_addresses=("127.0.0.0/8",), threads=4, samples_per_shard=40)
-    download("p", urls, root / "out", root / "state", config, Cluster(backend=backend, workers=2))
+    download("p", urls, root / "out", root / "state", config, Cluster(backend=backend, tasks=2))
 """
 
 
