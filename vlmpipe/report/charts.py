@@ -9,22 +9,24 @@ from html import escape
 import numpy as np
 from markupsafe import Markup
 
-WIDTH = 640
+WIDTH = 460  # narrow, so that the text can still be read where a phone shrinks it
+LETTER = 7  # pixels of one, about
 
 
 def funnel(steps: Sequence[tuple[str, int, int]]) -> Markup:
     """Horizontal bars of (label, rows left, rows dropped here), the first one the whole pool."""
     top = max(1, steps[0][1] if steps else 1)
-    height, label_width, bar_width = 26, 190, WIDTH - 190 - 120
+    numbers = [f"{left:,} −{dropped:,}" if dropped else f"{left:,}" for _, left, dropped in steps]
+    label_width = LETTER * max(len(label) for label, _, _ in steps) + 12
+    height, bar_width = 26, WIDTH - label_width - LETTER * max(map(len, numbers)) - 12
     rows = []
-    for i, (label, left, dropped) in enumerate(steps):
+    for i, ((label, left, dropped), number) in enumerate(zip(steps, numbers)):
         y, kept, lost = i * height, bar_width * left / top, bar_width * dropped / top
-        lost_text = f" −{dropped:,}" if dropped else ""
         rows.append(
             f'<text x="{label_width - 8}" y="{y + 17}" text-anchor="end">{escape(label)}</text>'
             f'<rect class="keep" x="{label_width}" y="{y + 4}" width="{kept:.1f}" height="{height - 8}" rx="2"/>'
             f'<rect class="drop" x="{label_width + kept:.1f}" y="{y + 4}" width="{lost:.1f}" height="{height - 8}"/>'
-            f'<text class="number" x="{label_width + kept + lost + 6:.1f}" y="{y + 17}">{left:,}{lost_text}</text>'
+            f'<text class="number" x="{label_width + kept + lost + 6:.1f}" y="{y + 17}">{number}</text>'
         )
     return _svg(WIDTH, height * len(steps) + 4, "".join(rows))
 
@@ -52,7 +54,8 @@ def histogram(
     if threshold is not None and edges[0] <= threshold <= edges[-1]:
         x = left + (threshold - edges[0]) / span * (WIDTH - 2 * left)
         bars.append(f'<line class="threshold" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{base}"/>')
-        bars.append(f'<text class="number" x="{x + 4:.1f}" y="12">threshold {threshold:.3g}</text>')
+        aside = f'x="{x + 4:.1f}"' if x < WIDTH / 2 else f'x="{x - 4:.1f}" text-anchor="end"'
+        bars.append(f'<text class="number" {aside} y="12">threshold {threshold:.3g}</text>')
     ticks = [
         f'<text class="number" x="{left + share * (WIDTH - 2 * left):.1f}" y="{base + 14}" text-anchor="{anchor}">'
         f"{edges[0] + share * span:.3g}</text>"
@@ -64,8 +67,10 @@ def histogram(
 
 
 def lines(series: dict[str, Sequence[tuple[float, float]]], label: str, smooth: int = 1) -> Markup:
-    """Curves of (x, y) points by name on shared axes; `smooth` averages over as many points."""
-    series = {name: np.asarray(points, float) for name, points in series.items() if len(points) > 1}
+    """Curves of finite (x, y) points by name on shared axes; `smooth` averages over as many points."""
+    arrays = {name: np.asarray(points, float).reshape(-1, 2) for name, points in series.items()}
+    series = {name: points[np.isfinite(points).all(axis=1)] for name, points in arrays.items()}
+    series = {name: points for name, points in series.items() if len(points) > 1}
     if not series:
         return Markup("<p>no curve</p>")
     every = np.concatenate(list(series.values()))
@@ -78,7 +83,7 @@ def lines(series: dict[str, Sequence[tuple[float, float]]], label: str, smooth: 
         path = " ".join(f"{left + (x - x0) * x_scale:.1f},{base - (y - y0) * y_scale:.1f}" for x, y in points)
         shapes.append(f'<polyline class="line line{i}" points="{path}"/>')
         place = f'x="{WIDTH - 12}" y="{16 + 14 * i}" text-anchor="end"'
-        shapes.append(f'<text class="line{i} number" {place}>{escape(name)}</text>')
+        shapes += [f'<text class="line{i} number" {place}>{escape(name)}</text>'] if len(series) > 1 else []
     axes = (
         f'<line class="axis" x1="{left}" x2="{left}" y1="6" y2="{base}"/>'
         f'<line class="axis" x1="{left}" x2="{WIDTH - 10}" y1="{base}" y2="{base}"/>'
@@ -103,7 +108,7 @@ def interval(value: float, low: float, high: float, limit: float | None = None, 
         width, 18,
         f'<line class="axis" x1="4" x2="{width - 4}" y1="{middle}" y2="{middle}"/>{tick}'
         f'<line class="whisker" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{middle}" y2="{middle}"/>'
-        f'<circle class="dot" cx="{x(value):.1f}" cy="{middle}" r="4"/>',
+        f'<circle class="dot" cx="{x(value):.1f}" cy="{middle}" r="4"/>', "small",
     )
 
 
@@ -114,5 +119,5 @@ def _moving_average(points: np.ndarray, window: int) -> np.ndarray:
     return np.column_stack([np.convolve(points[:, i], kernel, "valid") for i in (0, 1)])
 
 
-def _svg(width: float, height: float, body: str) -> Markup:
-    return Markup(f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{body}</svg>')
+def _svg(width: float, height: float, body: str, kind: str = "chart") -> Markup:
+    return Markup(f'<svg class="{kind}" viewBox="0 0 {width} {height}" width="{width}" role="img">{body}</svg>')

@@ -48,7 +48,7 @@ class Workspace:
     def decisions(self) -> pa.Table | None:
         """uid, pool, kept, reason, value, threshold, other_uid and caption of every row."""
         path = self.root / "selection" / "decisions.parquet"
-        if not path.exists():
+        if not path.exists() or not self.pools:
             return None
         table = pq.read_table(path)
         table = table.filter(pc.is_in(table["pool"], value_set=pa.array([pool.name for pool in self.pools])))
@@ -111,7 +111,7 @@ def scores(workspace: Workspace, config: Any) -> dict | None:
         promote_options="default",
     )
     place = pc.index_in(notes["uid"], value_set=workspace.decisions["uid"].combine_chunks())
-    kept = workspace.decisions["kept"].take(place).to_numpy()
+    kept = pc.fill_null(workspace.decisions["kept"].take(place), False).to_numpy()
     drawn = []
     for column, rule in (("clip_score", "clip"), ("caption_words", None), ("aspect", None)):
         values = pc.fill_null(notes[column].cast(pa.float64()), np.nan).to_numpy()
@@ -217,10 +217,14 @@ def training(workspace: Workspace, config: Any) -> dict | None:
 
 
 def evaluation(workspace: Workspace, config: Any) -> dict | None:
-    """Every metric of both evaluations."""
+    """Every metric of both evaluations, side by side: (value, samples) or nothing where one has it not."""
     paths = {name: workspace.results / "metrics" / f"{name}.json" for name in GATES}
     found = {name: read_json(path) for name, path in paths.items() if path.exists()}
-    return {"evaluations": found} if found else None
+    if not found:
+        return None
+    metrics = sorted(set().union(*(part["metrics"] for part in found.values())))
+    rows = [(name, [(part["metrics"].get(name), part["n"].get(name)) for part in found.values()]) for name in metrics]
+    return {"names": list(found), "rows": rows}
 
 
 def _metrics(workspace: Workspace, name: str) -> dict:
