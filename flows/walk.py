@@ -340,7 +340,7 @@ def failure(node: Node, tail: Sequence[str]) -> Exception:
 
 
 class Progress:
-    """A live artifact from the lines of `vlmpipe.shards.progress`: `label: 120/3000 (4%) 60.1/s`."""
+    """A live artifact from the lines of `vlmpipe.progress`: `label: 120/3000 (4%) 60.1/s`."""
 
     def __init__(self, stage: str, every_s: float = 2.0):
         self.stage, self.every_s = stage, every_s
