@@ -197,7 +197,7 @@ def test_a_run_with_both_leaves_the_rest_alone(tiny, grown):
     assert all(after[stage] == before[stage] for stage in untouched)
     decisions = pq.read_table(workspace.root / DATA / "selection/decisions.parquet")
     assert Counter(decisions["pool"].to_pylist()) == {"scenes": ROWS, "more": 60}
-    assert decisions["uid"].to_pylist() == uids(workspace) + uids(workspace, "more")
+    assert decisions["uid"].to_pylist() == uids(workspace, "more") + uids(workspace)  # pools by name
 
 
 def test_versions_are_listed_rolled_back_and_asked(tiny, grown, tmp_path):
