@@ -262,13 +262,17 @@ class Disk:
         if self.mounted:
             facts = os.statvfs(self.folder)
             self._resize((facts.f_blocks - facts.f_bfree) * facts.f_frsize + size)
-            yield
-            self._resize(64 << 20)
+            try:
+                yield
+            finally:
+                self._resize(64 << 20)
             return
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        yield
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max(size, 4096), before[1]))  # what it says goes to a file too
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     def _resize(self, size: int) -> None:
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder)], check=True)

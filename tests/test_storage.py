@@ -1,7 +1,6 @@
 """Object storage: URL lists, a pool's tars and the DVC remote on S3, through an S3 endpoint on loopback."""
 
 import io
-import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from tests.by_hand import (
     PICTURES,
     POOL,
     SELECT,
+    Said,
     call,
     change,
     contents,
@@ -33,6 +33,7 @@ from tests.by_hand import (
 )
 from tests.conftest import Workspace, copy_workspace
 from vlmpipe import shards
+from vlmpipe.errors import UserError
 from vlmpipe.publish import Registry
 
 BUCKET = "bucket"
@@ -54,7 +55,7 @@ class S3:
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
+def s3(tmp_path_factory) -> Iterator[S3]:
     """What a user sets is all that there is: AWS's own variables, AWS_ENDPOINT_URL among them."""
     import boto3
     import fsspec
@@ -63,13 +64,15 @@ def s3() -> Iterator[S3]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    nothing = tmp_path_factory.mktemp("aws") / "empty"
+    nothing.touch()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
             patch.delenv(name, raising=False)
         for name, value in {
             "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull,
-            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(nothing),
+            "AWS_SHARED_CREDENTIALS_FILE": str(nothing),
         }.items():
             patch.setenv(name, value)
         client = boto3.client("s3")
@@ -189,6 +192,20 @@ def test_data_is_pushed_to_s3_and_comes_back_in_a_fresh_clone(s3, tiny, tmp_path
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     assert other.done("python", "-m", "vlmpipe", "caption", str(tmp_path / "red.png")).strip()
     assert not (other.root / "data/tiny").exists()
+
+    # A remote that does not answer.
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    third = fresh_clone(workspace, tmp_path / "third")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = "http://{}:{}".format(*nobody.getsockname())
+        for place in (workspace, third):
+            place.done("dvc", "remote", "modify", "--local", "store", "endpointurl", away)
+        (workspace.root / ".dvc/tmp").rename(tmp_path / "known")  # what DVC remembers of the remote
+        with pytest.raises(UserError, match=f"dvc push failed: .*{away}.*expected a reachable remote"):
+            Registry(workspace.root, params).push()
+        said = third.run("python", "-m", "vlmpipe", "caption", str(tmp_path / "red.png"))
+    refused(Said(said.returncode, said.stderr), "come from neither the DVC cache nor the remote", away)
 
 
 def fresh_clone(workspace: Workspace, root: Path) -> Workspace:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from vlmpipe.config import nearest, parse
-from vlmpipe.errors import UserError
+from vlmpipe.errors import UserError, disk_full
 from vlmpipe.process import run_lock
 from vlmpipe.shards import sha256_file, write_json
 
@@ -153,16 +153,17 @@ class Registry:
 
     def push(self) -> str:
         """Push what dvc.lock names to the remote."""
-        from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
         try:
             with contextlib.closing(Repo(str(self.root))) as repo:
                 remote = self.config.remote or repo.config["core"].get("remote")
                 count = repo.push(remote=self.config.remote)
-        except DvcException as error:
+        except Exception as error:  # DVC's own, and those of each kind of storage
+            if disk_full(error):
+                raise
             raise UserError(
-                f"dvc push failed: {' '.join(str(error).split())}; expected a reachable remote (`dvc remote list`); "
+                f"dvc push failed: {_reasons(error)}; expected a reachable remote (`dvc remote list`); "
                 f"mend it and rerun, or set publish.push=false"
             ) from None
         return f"dvc: {count} file(s) pushed to remote '{remote}'"
@@ -247,7 +248,6 @@ class Registry:
 
     def materialise(self, version: Version) -> Path:
         from dvc.api import DVCFileSystem
-        from dvc.exceptions import DvcException
 
         target = self.root / "data/state/champions" / f"{self.name}-{version.name}"
         if target.exists():
@@ -256,16 +256,27 @@ class Registry:
         model_path = f"{self._params_at(version.rev)['root']}/models/{MODEL_STAGE}"
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
-            DVCFileSystem(str(self.root), rev=version.rev).get(model_path, str(partial), recursive=True)
+            then = DVCFileSystem(str(self.root), rev=version.rev, config=self._remotes())
+            then.get(model_path, str(partial), recursive=True)
             partial.rename(target)
-        except (DvcException, FileNotFoundError) as error:
+        except Exception as error:  # DVC's own, and those of each kind of storage
+            if disk_full(error):
+                raise
             raise UserError(
-                f"the files of {self.name} {version.name} are in neither the DVC cache nor the remote "
-                f"({' '.join(str(error).split())}); expected one of them; `dvc pull` or roll back"
+                f"the files of {self.name} {version.name} come from neither the DVC cache nor the remote "
+                f"({_reasons(error)}); expected one of them; see `dvc remote list`, or roll back"
             ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return target
+
+    def _remotes(self) -> dict[str, Any]:
+        """The remotes as they are now: an earlier commit may name another one, or by a path that leads nowhere here."""
+        from dvc.repo import Repo
+
+        with contextlib.closing(Repo(str(self.root))) as repo:
+            remote = self.config.remote or repo.config["core"].get("remote")
+            return {"remote": dict(repo.config["remote"]), **({"core": {"remote": remote}} if remote else {})}
 
     # --- tags and files ---
 
@@ -353,6 +364,15 @@ class Registry:
         finally:
             for key in added:
                 del os.environ[key]
+
+
+def _reasons(error: BaseException | None) -> str:
+    """What an error says, and what the errors behind it say, in one line."""
+    said = []
+    while error is not None:
+        said.append(" ".join(str(error).split()) or type(error).__name__)
+        error = error.__cause__
+    return ": ".join(dict.fromkeys(said))
 
 
 def read_verdict(text: str | None) -> dict[str, Any] | None:
