@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("name")
         for path in stage.paths:
             several = {"nargs": "+"} if path in stage.several else {}
-            command.add_argument(f"--{path}", type=Path, required=path not in stage.optional, **several)
+            command.add_argument(f"--{path}", type=_place, required=path not in stage.optional, **several)
         command.add_argument("--params", type=Path, default=Path(compose.PARAMS), help="default: params.yaml")
         command.set_defaults(call=_run_stage, stage=name)
     return parser
@@ -90,17 +90,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run_stage(options: argparse.Namespace) -> None:
     die_with_parent()
     stage = STAGES[options.stage]
-    paths = {path: _local(getattr(options, path)) for path in stage.paths}
+    paths = {path: getattr(options, path) for path in stage.paths}
     params = compose.read_params(options.params)
     run_stage(options.stage, getattr(options, "name", None), paths, params, str(options.params))
 
 
-def _local(value):
-    """argparse made a Path of everything; an address such as s3://bucket/list.parquet goes on as text."""
-    text = str(value)
-    if isinstance(value, Path) and ":/" in text:
-        return text.replace(":/", "://", 1)
-    return value
+def _place(text: str) -> Path | str:
+    """A path, or an address such as s3://bucket/list.parquet: a Path would make one slash of the two."""
+    return text if "://" in text else Path(text)
 
 
 def _profile_options(command: argparse.ArgumentParser) -> None:
