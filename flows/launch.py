@@ -38,9 +38,8 @@ def run(flow: str = "pipeline", profile: str | None = None, overrides: Sequence[
         GateFailed: a gate stopped the run.
     """
     root = workspace()
-    with process.run_lock(root / STATE / "run.lock"):
-        pass  # say so at once rather than after a server has started; the flow itself takes it for good
-    with prefect_api(root):
+    # From here on: of two runs the second has to say so at once, not after its server has started.
+    with process.run_lock(root / STATE / "run.lock"), prefect_api(root):
         from flows import pipeline
         from flows.walk import StageFailed
 

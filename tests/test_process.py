@@ -117,3 +117,7 @@ with run_lock(Path({str(lock)!r})):
     holder.wait()
     with process.run_lock(lock):
         assert lock.read_text().strip() == str(os.getpid())
+        with process.run_lock(lock):  # a flow inside the launcher that started it
+            pass
+        other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert other.returncode != 0 and f"pid {os.getpid()}" in other.stderr

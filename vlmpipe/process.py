@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish"}
+_held: set[Path] = set()  # run locks of this process
 
 
 def start(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None,
@@ -92,7 +93,7 @@ def die_with_parent(poll_s: float = 1.0) -> None:
 
 @contextlib.contextmanager
 def run_lock(path: Path) -> Iterator[None]:
-    """Hold the workspace's run lock.
+    """Hold the workspace's run lock; inside a block of this process that holds it already, do nothing.
 
     Raises:
         UserError: another process holds it; the message gives its pid.
@@ -101,6 +102,10 @@ def run_lock(path: Path) -> Iterator[None]:
 
     from vlmpipe.errors import UserError
 
+    path = Path(path).absolute()
+    if path in _held:
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:  # never deleted: a deleted file can be locked twice
         try:
@@ -114,7 +119,11 @@ def run_lock(path: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.remove(path)
 
 
 if __name__ == "__main__":
