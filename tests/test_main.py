@@ -104,13 +104,15 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     assert status == 2 and said.startswith("error: the disk is full") and said.count("\n") == 1
 
 
-def test_a_fault_of_ours_keeps_its_traceback_and_a_status_passes_through(monkeypatch, capsys):
-    with pytest.raises(KeyError):
-        ends(monkeypatch, capsys, KeyError("ours"))
-    with pytest.raises(PermissionError):
-        ends(monkeypatch, capsys, PermissionError(errno.EACCES, "not yours"))
-    assert ends(monkeypatch, capsys, None, 5)[0] == 5
-    assert ends(monkeypatch, capsys, None)[0] == 0
+@pytest.mark.parametrize("error", [KeyError("ours"), PermissionError(errno.EACCES, "not yours")])
+def test_a_fault_of_ours_has_its_traceback_and_a_status_of_its_own(monkeypatch, capsys, error):
+    status, said = ends(monkeypatch, capsys, error)
+    assert status == 3 and "Traceback" in said and f"{type(error).__name__}: {error}" in said
+
+
+def test_the_status_of_a_command_passes_through(monkeypatch, capsys):
+    assert ends(monkeypatch, capsys, None, 5) == (5, "")
+    assert ends(monkeypatch, capsys, None) == (0, "")
 
 
 def test_with_debug_on_the_error_itself_is_raised(monkeypatch, capsys):
