@@ -355,7 +355,7 @@ def test_a_run_that_is_killed_three_times_ends_as_if_it_never_was(tiny, tmp_path
 
 
 def assert_no_second_run(workspace: Workspace, first: subprocess.Popen) -> None:
-    """While `first` has the workspace, another run says so in one line and changes nothing."""
+    """From its first moment on `first` has the workspace: another run says so in one line and changes nothing."""
     held = workspace.root / "data/state/run.lock"
     wait_until(lambda: held.read_text().strip() == str(first.pid) or first.poll() is not None)
     second = workspace.run(*RUN)
