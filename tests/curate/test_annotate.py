@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from made_pools import FakeScorer, jpeg, picture, row, write_pool
 from PIL import Image
 
+from tests.curate.made_pools import FakeScorer, jpeg, picture, row, write_pool
 from vlmpipe import shards
 from vlmpipe.config import parse
 from vlmpipe.curate import annotate as module

@@ -3,8 +3,8 @@
 import hashlib
 
 import pytest
-from made_pools import jpeg, picture, row, write_pool
 
+from tests.curate.made_pools import jpeg, picture, row, write_pool
 from vlmpipe.curate.duplicates import look
 from vlmpipe.curate.evaluation import evaluation_images
 from vlmpipe.errors import UserError

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from web_of_faults import faulty_web, picture
 
+from tests.curate.web_of_faults import faulty_web, picture
 from vlmpipe import shards
 from vlmpipe.config import parse
 from vlmpipe.curate.fetch import download

@@ -6,8 +6,8 @@ import time
 import urllib.request
 
 import pytest
-from web_of_faults import faulty_web, picture
 
+from tests.curate.web_of_faults import faulty_web, picture
 from vlmpipe.curate import guard as guard_module
 from vlmpipe.curate.failures import Failure, status_of
 from vlmpipe.curate.guard import Guard, is_public, tagged

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_pools import FakeScorer, jpeg, picture, row, write_pool
 from PIL import Image
 
+from tests.curate.made_pools import FakeScorer, jpeg, picture, row, write_pool
 from vlmpipe import shards
 from vlmpipe.config import parse
 from vlmpipe.curate import annotate as annotation
