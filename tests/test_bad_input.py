@@ -222,14 +222,14 @@ def test_a_second_download_of_a_pool_is_refused_while_one_is_going(place, capfd)
             first.wait()
 
 
-def test_a_second_run_and_a_rollback_are_refused_while_one_is_going(place, capfd):
+def test_a_second_run_and_a_rollback_are_refused_while_one_is_going(place):
     from vlmpipe.process import run_lock
 
     Path("dvc.yaml").write_text("stages: {}\n")
     subprocess.run(["git", "init", "-q"], check=True)
     with run_lock(Path("data/state/run.lock")):
         for words in (["run"], ["rollback", "v0.0.1"]):
-            refused(call(capfd, *words), f"already going (pid {os.getpid()})", "wait for it or end it")
+            refused(typed(*words), f"already going (pid {os.getpid()})", "wait for it or end it")
 
 
 # --- the champion ------------------------------------------------------------------------------------------
