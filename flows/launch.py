@@ -40,11 +40,14 @@ def run(flow: str = "pipeline", profile: str | None = None, overrides: Sequence[
     root = workspace()
     # From here on: of two runs the second has to say so at once, not after its server has started.
     with process.run_lock(root / STATE / "run.lock"), prefect_api(root):
+        import prefect
+
         from flows import pipeline
         from flows.walk import StageFailed
 
         try:
-            pipeline.FLOWS[flow](profile=profile, overrides=list(overrides), targets=list(targets))
+            with prefect.tags(pipeline.workspace_tag(root)):
+                pipeline.FLOWS[flow](profile=profile, overrides=list(overrides), targets=list(targets))
         except StageFailed as failure:
             print(f"error: {str(failure).splitlines()[0]}", file=sys.stderr, flush=True)
             return 3

@@ -54,6 +54,7 @@ def _run(part: Callable, profile: str | None, overrides: Sequence[str], targets:
     root = workspace()
     _print_errors_briefly()
     with process.run_lock(root / STATE / "run.lock"):
+        _close_killed_runs(root)
         params = _params(profile, overrides)
         everything = read_plan(root)
         nodes = part(everything)
@@ -150,12 +151,33 @@ def _ray_decider(params: Mapping[str, Any]) -> Callable[[Node], bool]:
 
 # --- around a run ------------------------------------------------------------------------------------------
 
+def workspace_tag(root: Path) -> str:
+    """The tag of this workspace's flow runs: a server may serve several."""
+    return f"workspace:{root}"
+
+
+def _close_killed_runs(root: Path) -> None:
+    """Whoever holds the run lock is the only live run: others that still say "Running" were killed, and can't say so."""
+    from prefect import runtime
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+    from prefect.states import Crashed
+
+    ours = {"tags": {"all_": [workspace_tag(root)]}, "state": {"type": {"any_": ["RUNNING"]}}}
+    with get_client(sync_client=True) as client:
+        which = FlowRunFilter.model_validate(ours)
+        for run in client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.ID_DESC, limit=200):
+            if str(run.id) != str(runtime.flow_run.id):
+                client.set_flow_run_state(run.id, Crashed(message="killed: a later run found it gone"), force=True)
+
+
 def deployment(name: str, parameters: Mapping[str, Any], schedule: Mapping[str, Any]):
     """A deployment of the flow `name`; `schedule` is {}, {cron: text} or {interval: timedelta}."""
     from prefect.flows import EntrypointType
 
     return FLOWS[name].to_deployment(
-        name="scheduled" if schedule else "by hand", parameters=dict(parameters),
+        name="scheduled" if schedule else "by hand", parameters=dict(parameters), tags=[workspace_tag(workspace())],
         entrypoint_type=EntrypointType.MODULE_PATH, **schedule,
     )
 

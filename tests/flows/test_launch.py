@@ -77,6 +77,12 @@ def test_a_temporary_server_keeps_history_and_dies_with_its_run(toy_alone):
         states = [run["state"]["name"] for run in toy_alone.ask("flow_runs", sort="EXPECTED_START_TIME_ASC")]
         assert states[0] == "Completed" and len(states) == 2
         assert len([run for run in toy_alone.ask("task_runs") if run["state"]["name"] == "Completed"]) >= 7
+        assert states[1] == "Running"  # it was killed and could not say so; the next run says it
+        (toy_alone.root / "slow").unlink()
+        status, output = toy_alone.flow()
+        assert status == 0, output
+        states = [run["state"]["name"] for run in toy_alone.ask("flow_runs", sort="EXPECTED_START_TIME_ASC")]
+        assert states == ["Completed", "Crashed", "Completed"]
     finally:
         server.terminate()
         server.communicate(timeout=30)
