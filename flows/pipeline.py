@@ -157,7 +157,7 @@ def workspace_tag(root: Path) -> str:
 
 
 def _close_killed_runs(root: Path) -> None:
-    """Whoever holds the run lock is the only live run: others that still say "Running" were killed, and can't say so."""
+    """Whoever holds the run lock is the only live run: others that still say "Running" were killed."""
     from prefect import runtime
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
