@@ -1,6 +1,7 @@
 """The composed model: who sees whom, what packing changes (nothing), what configs refuse."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vlmpipe.models import VisionLanguageModel, VLMConfig
 from vlmpipe.models.fusion import FusionConfig, Prefix
 from vlmpipe.models.processor import stack
 from vlmpipe.models.text import SHARED, visible
+from vlmpipe.models.vision import sine_cosine_2d
 
 INPUTS = ("tokens", "segments", "positions")
 
@@ -85,6 +87,14 @@ def test_uint8_is_normalised_inside(dual):
     mean = torch.tensor(model.config.vision.mean).view(1, 3, 1, 1)
     std = torch.tensor(model.config.vision.std).view(1, 3, 1, 1)
     torch.testing.assert_close(model.encode_image(images), model.encode_image((images.float() / 255 - mean) / std))
+
+
+def test_positions_start_with_x_in_one_half_and_y_in_the_other():
+    places = sine_cosine_2d(4, 8).view(4, 4, 8)  # [y, x, width]
+    assert torch.equal(places[0, :, :4], places[3, :, :4]) and torch.equal(places[:, 0, 4:], places[:, 3, 4:])
+    assert torch.allclose(places[0, 3, :4], torch.tensor([math.sin(3), math.sin(0.03), math.cos(3), math.cos(0.03)]))
+    assert len(places.reshape(16, 8).unique(dim=0)) == 16
+    assert sine_cosine_2d(2, 7).shape == (4, 7)
 
 
 def test_merge_folds_neighbours_of_both_directions():

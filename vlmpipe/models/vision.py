@@ -72,6 +72,20 @@ def conv_stem(config: VisionConfig) -> nn.Module:
 STEMS = {"patch": patch_stem, "conv": conv_stem}
 
 
+def sine_cosine_2d(side: int, width: int) -> Tensor:
+    """[side * side, width]: where a patch is, in waves of x in one half and of y in the other (arXiv 2111.06377, A.1).
+
+    What positions start from: from noise, a model that trains for minutes hardly learns where things are.
+    """
+    per_axis = width // 2
+    rates = 10000.0 ** -(torch.arange(0, per_axis, 2) / per_axis)
+    angles = torch.arange(side)[:, None] * rates  # [side, ceil(per_axis / 2)]
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)[:, :per_axis]
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    places = torch.cat([axis[x.flatten()], axis[y.flatten()]], dim=1)
+    return torch.nn.functional.pad(places, (0, width - places.shape[1]))
+
+
 class VisionEncoder(nn.Module):
     """Stem, positions, blocks, norm."""
 
@@ -82,7 +96,9 @@ class VisionEncoder(nn.Module):
         self.stem = STEMS[config.stem](config)
         self.class_embedding = nn.Parameter(torch.randn(width) * 0.02) if config.class_token else None
         tokens = config.side**2 + int(config.class_token)
-        self.position_embedding = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        places = sine_cosine_2d(config.side, width)
+        nowhere = torch.zeros(tokens - len(places), width)  # a class token has no place
+        self.position_embedding = nn.Parameter(torch.cat([nowhere, places]))
         self.input_norm = build_norm(config.transformer) if config.input_norm else nn.Identity()
         self.transformer = Transformer(config.transformer)
         self.norm = build_norm(config.transformer) if config.transformer.norm_place == "pre" else nn.Identity()
