@@ -6,9 +6,11 @@ white, 16 bits scaled to 8. What can't be decoded says why in the words that a r
 
 import functools
 import io
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,15 +44,26 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode the first frame of an image file to 8-bit RGB, as `to_rgb` does.
 
     Raises:
+        NotAnImage: as `opened` says.
+    """
+    with opened(data, max_pixels) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """The picture with its header read and its pixels not decoded yet; decode it inside the block.
+
+    Raises:
         NotAnImage: not a picture (`not_an_image`), more than `max_pixels` by its header, so never decoded
             (`decompression_bomb`), or damaged (`broken_image`).
     """
     try:
-        with _quiet_below(max_pixels):
+        with quiet(max_pixels):
             image = Image.open(io.BytesIO(data), formats=_readable())
             if image.width * image.height > max_pixels:
                 raise NotAnImage("decompression_bomb", f"{image.width}x{image.height}; at most {max_pixels} pixels")
-            return to_rgb(image)
+            yield image
     except NotAnImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -66,18 +79,40 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise NotAnImage("broken_image", detail) from None
 
 
+@dataclass
+class _Quiet:
+    """How many threads decode now: the first one's arrival and the last one's leaving change Pillow's settings."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    inside: int = 0
+    undo: ExitStack = field(default_factory=ExitStack)
+
+
+_QUIET = _Quiet()
+
+
 @contextmanager
-def _quiet_below(max_pixels: int) -> Iterator[None]:
-    """Have Pillow refuse what is larger, in frames and embedded files too, and say nothing of odd metadata."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        with warnings.catch_warnings():
+def quiet(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Have Pillow refuse what is larger, in frames and embedded files too, and say nothing of odd metadata.
+
+    Those settings are the process's, so threads share them, and one limit: held around many decodes it also saves each
+    of them the change.
+    """
+    with _QUIET.lock:
+        if not _QUIET.inside:
+            _QUIET.undo.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            _QUIET.undo.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
+        _QUIET.inside += 1
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        with _QUIET.lock:
+            _QUIET.inside -= 1
+            if not _QUIET.inside:
+                _QUIET.undo.close()
 
 
 @functools.cache
@@ -118,7 +153,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.load()  # also finds remarks that stand behind the pixels; TIFF turns itself here
     if image.mode == "RGB" and not image.info.keys() & REMARKS:
         return image
-    turn = TURNS.get(_orientation(image))
+    turn = TURNS.get(orientation(image))
     seen = _through_profile(_on_white(_eight_bits(image)))
     if turn is not None:
         seen = seen.transpose(turn)
@@ -127,11 +162,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return seen
 
 
-def _orientation(image: Image.Image) -> object:
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where it says none."""
     try:
-        return image.getexif().get(ORIENTATION)
+        value = image.getexif().get(ORIENTATION)
     except Exception:  # a damaged EXIF block says nothing about the pixels
-        return None
+        return 1
+    return value if value in TURNS else 1
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether the file's own pixels are what `to_rgb` gives: nothing to turn, to convert or to lay on white."""
+    return (image.mode == "RGB" and orientation(image) == 1 and "transparency" not in image.info
+            and _open_profile(image.info.get("icc_profile")) is None)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from vlmpipe import shards
 from vlmpipe.config import parse
 from vlmpipe.curate import annotate as module
 from vlmpipe.curate.annotate import AnnotateConfig, annotate
+from vlmpipe.curate.annotators.embedding import Embeddings
 from vlmpipe.curate.duplicates import look
 from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
@@ -138,7 +139,7 @@ def test_what_moved_is_done_again_and_leftovers_go(pool, scorer, tmp_path):
     (scorer[0] / "weights").write_text("second")
     run(pool, scorer, out)
     assert scorer[1].pictures == done + 2
-    run(pool, scorer, out, caption_prefix="A photo depicts ")
+    run(pool, scorer, out, embeddings=Embeddings.Config("A photo depicts "))
     assert scorer[1].pictures == done + 3
 
 
@@ -202,10 +203,11 @@ def test_language_needs_no_network():
     code = (
         "import socket\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
-        "from vlmpipe.curate.annotate import Language, Batch\n"
+        "from vlmpipe.curate.annotators.base import Batch, Tools\n"
+        "from vlmpipe.curate.annotators.caption import Language\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse\n"
         "captions = ['ein roter Kreis neben einem blauen Quadrat', 'DER KREIS IST \\n\\r ROT UND RUND', '']\n"
-        "print(Language(100)(Batch([], captions))[0].to_pylist())"
+        "print(Language(Language.Config(100), Tools())(Batch([], captions))[0].to_pylist())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "['de', 'de', 'und']"

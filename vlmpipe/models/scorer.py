@@ -18,6 +18,7 @@ from vlmpipe.models.generate import embed_texts
 
 # How each family was trained to see padding; a SigLIP that is fed shorter rows gives other embeddings.
 TEXT_PADDING = {"clip": "longest", "siglip": "max_length", "siglip2": "max_length"}
+Pixels = dict[str, Tensor]  # by the names that the model's family gives them, each [N, ...]
 
 
 class Scorer:
@@ -26,13 +27,29 @@ class Scorer:
     The cosine of a pair is the dot product of its rows.
     """
 
-    def __init__(self, embed_images: Callable, embed_texts: Callable, device: torch.device, batch_size: int):
-        self._embed_images, self._embed_texts = embed_images, embed_texts
+    def __init__(
+        self, pixels: Callable, embed_pixels: Callable, embed_texts: Callable, device: torch.device, batch_size: int
+    ):
+        self._pixels, self._embed_pixels, self._embed_texts = pixels, embed_pixels, embed_texts
         self.device, self.batch_size = device, batch_size
+
+    def pixels(self, images: Sequence[Image.Image]) -> Pixels:
+        """What the model sees of N pictures, on the CPU. Threads may make it while the model is at work."""
+        return self._pixels(images)
+
+    @torch.inference_mode()
+    def encode_pixels(self, parts: Sequence[Pixels]) -> Tensor:
+        """[N, E] on the CPU, of all parts together."""
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        batches = zip(*(tensor.split(self.batch_size) for tensor in whole.values()))
+        return _unit([self._embed_pixels(**self._placed(dict(zip(whole, batch)))) for batch in batches])
+
+    def _placed(self, pixels: Pixels) -> Pixels:
+        return {name: tensor.to(self.device) for name, tensor in pixels.items()}
 
     def encode_images(self, images: Sequence[Image.Image]) -> Tensor:
         """[N, E] on the CPU."""
-        return self._in_batches(self._embed_images, images)
+        return self._in_batches(lambda part: self._embed_pixels(**self._placed(self._pixels(part))), images)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """[N, E] on the CPU."""
@@ -43,7 +60,11 @@ class Scorer:
         if not items:
             raise ValueError("found nothing to embed; expected at least one picture or text")
         parts = [embed(items[at : at + self.batch_size]) for at in range(0, len(items), self.batch_size)]
-        return F.normalize(torch.cat(parts).float(), dim=-1).cpu()
+        return _unit(parts)
+
+
+def _unit(parts: Sequence[Tensor]) -> Tensor:
+    return F.normalize(torch.cat(list(parts)).float(), dim=-1).cpu()
 
 
 def load_scorer(source: str | Path, device: str | None = None, batch_size: int = 64) -> Scorer:
@@ -63,7 +84,8 @@ def load_own(directory: Path, device: torch.device, batch_size: int) -> Scorer:
     if model.projection is None:
         raise UserError(f"{directory}: found no shared space; expected a dual encoder, as model=clip trains")
     return Scorer(
-        lambda images: model.encode_image(processor.images(images).to(device)),
+        lambda images: {"images": processor.images(images)},
+        lambda images: model.encode_image(images),
         lambda texts: embed_texts(model, processor, texts),
         device,
         batch_size,
@@ -91,12 +113,14 @@ def load_hugging_face(source: str, device: torch.device, batch_size: int) -> Sco
     length = min(config.text_config.max_position_embeddings, tokenizer.model_max_length)
     padding = TEXT_PADDING[config.model_type]
 
-    def embed_images(images: Sequence[Image.Image]) -> Tensor:
-        pixels = pictures(images=[to_rgb(image) for image in images], return_tensors="pt").to(device)
-        return model.get_image_features(**pixels).pooler_output
+    def pixels(images: Sequence[Image.Image]) -> Pixels:
+        return dict(pictures(images=[to_rgb(image) for image in images], return_tensors="pt"))
+
+    def embed_pixels(**values: Tensor) -> Tensor:
+        return model.get_image_features(**values).pooler_output
 
     def embed_words(texts: Sequence[str]) -> Tensor:
         tokens = tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
         return model.get_text_features(**tokens.to(device)).pooler_output
 
-    return Scorer(embed_images, embed_words, device, batch_size)
+    return Scorer(pixels, embed_pixels, embed_words, device, batch_size)
