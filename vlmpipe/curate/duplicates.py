@@ -4,14 +4,13 @@ Shape legend: N pictures, P pairs, S = 32 pixels, B = 64 bits, T = 192 bytes of 
 A hash is one uint64; distances are Hamming, in bits of 64.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, log2
 
 import numpy as np
 from PIL import Image
 
+from vlmpipe.curate import hamming
 from vlmpipe.errors import UserError
 from vlmpipe.images import to_rgb
 
@@ -20,7 +19,7 @@ KEPT = 8  # frequencies 1..KEPT of each direction make the KEPT * KEPT = 64 bits
 FLAT = 4.0  # largest coefficient, in grey levels times the transform's gain, of a picture without structure
 THUMBNAIL = 8 * 8 * 3
 NOISE = 1.0  # grey levels: below this a thumbnail's structure is taken for coding noise
-CANDIDATES = 1 << 21  # pairs looked at together: bounds memory, not the result
+NONE = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -107,39 +106,41 @@ def colour_match(left_PT: np.ndarray, right_PT: np.ndarray) -> np.ndarray:
 
 def near_pairs(looks: Looks, near: Near) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every pair i < j of rows that are near: (i [P], j [P], distance in bits [P]), sorted, each once."""
+    hashes, group = np.unique(looks.hashes, return_inverse=True)
+    members = np.argsort(group, kind="stable")
+    start = np.searchsorted(group[members], np.arange(len(hashes) + 1))
+    source, target = _with_themselves(*hamming.pairs_within(hashes, near.radius), np.flatnonzero(np.diff(start) > 1))
     found = [np.zeros((0, 3), np.int64)]
-    for left, right, distance in _within(looks, None, near):
-        found.append(np.stack([left, right, distance], axis=1))
+    many = np.diff(start)
+    # Each row of one group stands against all of the other: a chunk holds whole rows.
+    owner, left = hamming.expand(start[source], many[source])
+    for chunk in hamming.chunks(many[target[owner]]):
+        row, right = hamming.expand(start[target[owner[chunk]]], many[target[owner[chunk]]])
+        one, two = members[left[chunk][row]], members[right]
+        one, two = np.minimum(one, two), np.maximum(one, two)
+        agree = _agree(looks.thumbnails, one, two, near) & (one != two)
+        distance = np.bitwise_count(looks.hashes[one[agree]] ^ looks.hashes[two[agree]]).astype(np.int64)
+        found.append(np.stack([one[agree], two[agree], distance], axis=1))
     pairs_P3 = np.unique(np.concatenate(found), axis=0)
     return pairs_P3[:, 0], pairs_P3[:, 1], pairs_P3[:, 2]
 
 
 def nearest(queries: Looks, corpus: Looks, near: Near) -> tuple[np.ndarray, np.ndarray]:
     """For each query the nearest corpus row that is near, the first of equals: (row or -1, distance or -1)."""
+    nothing = np.zeros(0, np.int64)
+    found = hamming.matches_within(queries.hashes, corpus.hashes, near.radius)
+    query, position = (np.concatenate(side) for side in zip((nothing, nothing), *found))
+    agree = np.ones(len(query), bool)
+    if near.match > -1:  # only pictures whose hash is near are looked at
+        seen, place = np.unique(query, return_inverse=True)
+        agree = _agree_across(queries.take(seen).thumbnails, corpus.thumbnails, place, position, near)
+    query, position = query[agree], position[agree]
+    distance = np.bitwise_count(queries.hashes[query] ^ corpus.hashes[position]).astype(np.int64)
     # One integer per query orders by distance, then by position, so a minimum is all that is needed.
-    none = np.iinfo(np.int64).max
-    best = np.full(len(queries), none, np.int64)
-    for query, position, distance in _within(queries, corpus, near):
-        np.minimum.at(best, query, (distance << 40) | position)
-    found = best != none
-    return np.where(found, best & ((1 << 40) - 1), -1), np.where(found, best >> 40, -1)
-
-
-def greedy_twins(looks: Looks, priority: np.ndarray, near: Near) -> tuple[np.ndarray, np.ndarray]:
-    """Walk the rows by ascending `priority` (all different) and drop each one near an already kept one.
-
-    So no two kept rows are near, and every dropped row is near a kept one: chains of small steps are not
-    collapsed into one row, as connected components would. Returns (keeper [N], distance [N]): the kept row
-    nearest to each dropped one, or the row itself.
-    """
-    order = np.argsort(priority)
-    first, inverse = _distinct(looks.take(order))
-    keeper_U, distance_U = _first_independent_set(looks.take(order[first]), first, near)
-    # Rows that look exactly alike share their fate, at distance 0 of the best of them or of its keeper's.
-    keeper, distance = np.empty(len(looks), np.int64), np.empty(len(looks), np.int64)
-    keeper[order] = order[first[keeper_U[inverse]]]
-    distance[order] = distance_U[inverse]
-    return keeper, distance
+    best = np.full(len(queries), NONE, np.int64)
+    np.minimum.at(best, query, (distance << 40) | position)
+    known = best != NONE
+    return np.where(known, best & ((1 << 40) - 1), -1), np.where(known, best >> 40, -1)
 
 
 def clusters(looks: Looks, near: Near) -> np.ndarray:
@@ -163,87 +164,102 @@ def _distinct(looks: Looks) -> tuple[np.ndarray, np.ndarray]:
     return first, inverse
 
 
-def _first_independent_set(looks: Looks, rank: np.ndarray, near: Near) -> tuple[np.ndarray, np.ndarray]:
-    """The greedy choice in rounds: whoever has no undecided better neighbour stays, its neighbours go."""
-    left, right, distance = near_pairs(looks, near)
-    better = np.where(rank[left] < rank[right], left, right)
-    worse = left + right - better
-    dropped = np.zeros(len(looks), bool)
-    open_better, open_worse = better, worse
-    while len(open_worse):
-        stays = ~dropped
-        stays[open_worse] = False
-        dropped[open_worse[stays[open_better]]] = True
-        undecided = ~dropped[open_better] & ~dropped[open_worse]
-        open_better, open_worse = open_better[undecided], open_worse[undecided]
-
-    keeper, gap = np.arange(len(looks)), np.zeros(len(looks), np.int64)
-    choice = np.flatnonzero(~dropped[better] & dropped[worse])
-    choice = choice[np.lexsort((rank[better[choice]], distance[choice], worse[choice]))]
-    _, nearest_first = np.unique(worse[choice], return_index=True)
-    choice = choice[nearest_first]
-    keeper[worse[choice]], gap[worse[choice]] = better[choice], distance[choice]
-    return keeper, gap
+def _with_themselves(left: np.ndarray, right: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of groups, and each of `groups` with itself."""
+    return np.concatenate([left, groups]), np.concatenate([right, groups])
 
 
-# --- the index ---------------------------------------------------------------------------------------------
-
-def _within(queries: Looks, corpus: Looks | None, near: Near) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield chunks of (query, corpus row, distance) that are near; one pair may come more than once.
-
-    Without a corpus the queries are searched among themselves, and a pair comes as (smaller, larger) only.
-
-    Blocks of bits, as in Manku et al., "Detecting near-duplicates for web crawling", 2007: cut the 64 bits into
-    radius + k blocks; two hashes within the radius differ in at most `radius` blocks, so they are equal in
-    some k. For each choice of k blocks only hashes that are equal there are compared.
-    """
-    once, corpus = corpus is None, queries if corpus is None else corpus
-    for mask in _masks(near.radius, len(corpus)):
-        order = np.argsort(corpus.hashes & mask, kind="stable")
-        keys = (corpus.hashes & mask)[order]
-        start = np.searchsorted(keys, queries.hashes & mask, side="left")
-        count = np.searchsorted(keys, queries.hashes & mask, side="right") - start
-        for chunk in _chunks(count):
-            query = np.repeat(np.arange(chunk.start, chunk.stop), count[chunk])
-            step = np.arange(len(query)) - np.repeat(np.cumsum(count[chunk]) - count[chunk], count[chunk])
-            row = order[start[query] + step]
-            if once:
-                query, row = query[query < row], row[query < row]
-            yield _confirmed(queries, corpus, query, row, near)
+def _agree(thumbnails: np.ndarray, one: np.ndarray, two: np.ndarray, near: Near) -> np.ndarray:
+    """Whether the colours of rows `one` and `two` [P] match."""
+    return _agree_across(thumbnails, thumbnails, one, two, near)
 
 
-def _confirmed(queries: Looks, corpus: Looks, query: np.ndarray, row: np.ndarray, near: Near) -> tuple:
-    distance = np.bitwise_count(queries.hashes[query] ^ corpus.hashes[row]).astype(np.int64)
-    close = distance <= near.radius
-    query, row, distance = query[close], row[close], distance[close]
-    agree = np.ones(len(query), bool)
-    for start in range(0, len(query) if near.match > -1 else 0, 1 << 16):
+def _agree_across(left: np.ndarray, right: np.ndarray, one: np.ndarray, two: np.ndarray, near: Near) -> np.ndarray:
+    agree = np.ones(len(one), bool)
+    for start in range(0, len(one) if near.match > -1 else 0, 1 << 16):
         part = slice(start, start + (1 << 16))
-        agree[part] = colour_match(queries.thumbnails[query[part]], corpus.thumbnails[row[part]]) >= near.match
-    return query[agree], row[agree], distance[agree]
+        agree[part] = colour_match(left[one[part]], right[two[part]]) >= near.match
+    return agree
 
 
-def _masks(radius: int, rows: int) -> list[np.uint64]:
-    """The bit masks of one search, with the k that costs least for this many rows."""
+# --- the walk ----------------------------------------------------------------------------------------------
 
-    def cost(k: int) -> float:
-        bits = 64 * k / (radius + k)
-        return comb(radius + k, k) * (log2(rows + 2) + rows / 2**bits)
+def greedy_twins(looks: Looks, priority: np.ndarray, near: Near) -> tuple[np.ndarray, np.ndarray]:
+    """Walk the rows by ascending `priority` (all different) and drop each one near an already kept one.
 
-    k = min(range(1, 5), key=cost)
-    edges = np.linspace(0, 64, radius + k + 1).round().astype(int)
-    blocks = [((1 << int(b - a)) - 1) << int(a) for a, b in itertools.pairwise(edges)]
-    return [np.uint64(sum(choice)) for choice in itertools.combinations(blocks, k)]
+    So no two kept rows are near, and every dropped row is near a kept one: chains of small steps are not
+    collapsed into one row, as connected components would. Returns (keeper [N], distance [N]): the kept row of
+    better priority that is nearest to each dropped one, or the row itself. Only rows whose hash is near another's
+    have their thumbnail looked at, so `looks` may be any object with `hashes` and `take`.
+    """
+    keeper, distance = np.arange(len(looks)), np.zeros(len(looks), np.int64)
+    hashes, group = np.unique(looks.hashes, return_inverse=True)
+    left, right = hamming.pairs_within(hashes, near.radius)
+    touched = np.bincount(group, minlength=len(hashes)) > 1
+    touched[left] = touched[right] = True
+    rows = np.flatnonzero(touched[group])
+    rows = rows[np.lexsort((priority[rows], group[rows]))]
+    renumbered = np.cumsum(touched) - 1
+    edges = renumbered[left], renumbered[right], np.bitwise_count(hashes[left] ^ hashes[right]).astype(np.int64)
+    walk = _Walk(renumbered[group[rows]], priority[rows], edges, looks.take(rows).thumbnails, near)
+    best = walk.run()
+    lost = np.flatnonzero(best != NONE)
+    keeper[rows[lost]] = rows[walk.by_rank[best[lost] & ((1 << 40) - 1)]]
+    distance[rows[lost]] = best[lost] >> 40
+    return keeper, distance
 
 
-def _chunks(count: np.ndarray) -> Iterator[slice]:
-    """Slices of queries with about CANDIDATES candidates each."""
-    total = np.cumsum(count)
-    if not len(total):
-        return
-    start = 0
-    for stop in np.searchsorted(total, np.arange(CANDIDATES, total[-1] + CANDIDATES, CANDIDATES), side="left") + 1:
-        stop = min(int(stop), len(count))
-        if stop > start:
-            yield slice(start, stop)
-            start = stop
+class _Walk:
+    """The sequential walk in rounds, over groups of equal hashes.
+
+    Of each group the best undecided row stands for it. One that is better than all that stand for the groups near
+    its own can no longer be dropped: it stays, and whoever is near it goes. `rank` orders M rows, which
+    come sorted by (group, rank); `edges` are pairs of different groups and their distances.
+    """
+
+    def __init__(self, group: np.ndarray, rank: np.ndarray, edges: tuple, thumbnails: np.ndarray, near: Near):
+        self.group, self.thumbnails, self.near = group, thumbnails, near
+        self.by_rank = np.argsort(rank)
+        self.rank = np.empty(len(rank), np.int64)
+        self.rank[self.by_rank] = np.arange(len(rank))
+        groups = int(group[-1]) + 1 if len(group) else 0
+        self.start = np.searchsorted(group, np.arange(groups + 1))
+        left, right, distance = edges
+        own = np.arange(groups)
+        self.source, self.target = np.concatenate([left, right, own]), np.concatenate([right, left, own])
+        self.distance = np.concatenate([distance, distance, np.zeros(groups, np.int64)])
+        order = np.argsort(self.source, kind="stable")
+        self.source, self.target, self.distance = self.source[order], self.target[order], self.distance[order]
+        self.first_edge = np.searchsorted(self.source, np.arange(groups + 1))
+        self.best = np.full(len(group), NONE, np.int64)  # of each dropped row: distance << 40 | rank of its keeper
+        self.kept = np.zeros(len(group), bool)
+
+    def run(self) -> np.ndarray:
+        undecided, source, target = np.arange(len(self.group)), self.source, self.target
+        while len(undecided):
+            standing = np.full(len(self.start), NONE, np.int64)
+            heads = undecided[np.diff(self.group[undecided], prepend=-1) > 0]
+            standing[self.group[heads]] = self.rank[heads]
+            open_edges = (standing[source] != NONE) & (standing[target] != NONE)
+            source, target = source[open_edges], target[open_edges]
+            lowest = np.full(len(self.start), NONE, np.int64)
+            np.minimum.at(lowest, source, standing[target])
+            winners = heads[self.rank[heads] <= lowest[self.group[heads]]]
+            self.kept[winners] = True
+            self._drop_near(winners)
+            undecided = undecided[~self.kept[undecided] & (self.best[undecided] == NONE)]
+        return self.best
+
+    def _drop_near(self, winners: np.ndarray) -> None:
+        """Give every row near a winner, and behind it, the winner for its keeper if none is nearer."""
+        first = self.first_edge[self.group[winners]]
+        owner, edge = hamming.expand(first, self.first_edge[self.group[winners] + 1] - first)
+        winner, start = winners[owner], self.start[self.target[edge]]
+        count = self.start[self.target[edge] + 1] - start
+        for chunk in hamming.chunks(count):
+            which, row = hamming.expand(start[chunk], count[chunk])
+            one, distance = winner[chunk][which], self.distance[edge[chunk]][which]
+            behind = (self.rank[row] > self.rank[one]) & ~self.kept[row]
+            one, row, distance = one[behind], row[behind], distance[behind]
+            agree = _agree(self.thumbnails, one, row, self.near)
+            np.minimum.at(self.best, row[agree], (distance[agree] << 40) | self.rank[one[agree]])
