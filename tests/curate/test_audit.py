@@ -17,8 +17,12 @@ from vlmpipe.curate.audit import AuditConfig, audit
 from vlmpipe.curate.duplicates import THUMBNAIL, look
 from vlmpipe.errors import UserError
 
-LEXICON = {"people": {"women": ["woman", "women"], "men": ["man", "men"]}}
-CONFIG = {"bias": {"lexicons": LEXICON, "attributes": {"work": ["works"]}, "columns": ["language", "book"]}}
+LEXICON = {"people": {"women": ["woman", "women"], "men": {"en": ["man", "men"], "de": ["man", "Mann"]}}}
+CONFIG = {"bias": {
+    "lexicons": LEXICON, "attributes": {"work": ["works"]},
+    "columns": ["language", "book", "url_country", "url_region"], "bins": {"clip_score": [0.25]},
+    "regions": {"test": "nowhere"},
+}}
 EVALUATION = 7  # the seed of the picture that the questions are about
 
 
@@ -54,7 +58,8 @@ class World:
         if not woman and not downloaded:
             kept = False
         return {
-            "uid": f"{i:032x}", "url": f"http://images.test/{i}", "pool": "main",
+            "uid": f"{i:032x}", "pool": "main",
+            "url": f"http://images.{('test', 'co.uk', 'de', 'com')[i % 4 if i < 320 else 3]}/{i}",
             "caption": f"A {'woman' if woman else 'man'} {'works' if i % 4 == 0 else 'rests'}",
             "status": "downloaded" if downloaded else "refused", "fault": None if downloaded else "http_404",
             "sha256": hashlib.sha256(str(i).encode()).hexdigest() if downloaded else None,
@@ -170,6 +175,49 @@ def test_planted_skew_is_found_with_the_group_and_the_rule(sound):
     share = sum(women) / len(world.kept)
     assert values["bias.people.amplification_min"] == pytest.approx(share / 0.5)
     assert values["bias.people.amplification_max"] == pytest.approx((1 - share) / 0.5)
+
+
+def test_the_rule_in_breach_is_named_with_rows_that_it_dropped(sound):
+    world, found, _ = sound
+    rules = shards.read_json(world.root / "audit" / "bias.json")["rules"]
+    named = {rule["reason"]: rule for rule in rules if rule["grouping"] == "people"}
+    assert set(named) == {"clip", "download"}  # it is men's pictures that are not there
+    rule = named["clip"]
+    assert (rule["group"], rule["against"]) == ("women", "men")
+    dropped = {row["uid"]: row for row in world.rows if row["reason"] == "clip" and "woman" in row["caption"]}
+    assert rule["dropped"] == len(dropped) and rule["rate"] > rule["against_rate"] == 0
+    assert len(rule["samples"]) == 5 and {sample["uid"] for sample in rule["samples"]} <= set(dropped)
+    for sample in rule["samples"]:
+        assert sample["caption"] == dropped[sample["uid"]]["caption"] and sample["reason"] == "clip"
+    told = found["details"]["bias.rules"]
+    assert told.startswith("clip drops 0.") and "people=women, 0.000 of men, such as " in told
+    assert "download drops 0.200 of 200 people=men, 0.000 of women" in told
+    assert found["metrics"]["bias.rules"] == len(rules)
+
+
+def test_a_gate_can_bound_every_group_and_every_rule(sound):
+    world, found, _ = sound
+    values = found["metrics"]
+    assert values["bias.people.women.share_before"] == 0.5
+    assert values["bias.people.women.retention"] == sum("woman" in row["caption"] for row in world.kept) / 200
+    assert values["bias.people.rule.clip.impact_ratio_upper"] < 0.8
+    assert values["bias.people.rule.small.impact_ratio_upper"] > 0.8
+    assert values["bias.people.rule_impact_ratio_upper"] == values["bias.people.rule.clip.impact_ratio_upper"]
+    assert values["bias.people.rule_gap_lower"] == values["bias.people.rule.clip.gap_lower"] > 0.1
+    assert values["bias.people.amplification_min_upper"] < 1 < values["bias.people.amplification_max_lower"]
+    assert 0 <= values["bias.people.score_gap_lower"] < values["bias.people.score_gap"]
+    assert values["bias.people.npmi_shift_lower"] <= values["bias.people.npmi_shift"]
+
+
+def test_groups_come_from_the_url_and_from_a_number(sound):
+    world, _, _ = sound
+    table = shards.read_json(world.root / "audit" / "bias.json")["groupings"]
+    sizes = {name: {group["group"]: group["total"] for group in table[name]["groups"]} for name in table}
+    assert sizes["url_country"] == {"de": 80, "uk": 80}
+    assert sizes["url_region"] == {"nowhere": 80, "northern_europe": 80, "western_europe": 80}
+    assert table["url_region"]["unknown"] == 160
+    below = sum(row["status"] == "downloaded" and np.float32(row["clip_score"]) < 0.25 for row in world.rows)
+    assert sizes["clip_score"] == {"< 0.25": below, ">= 0.25": 360 - below}
 
 
 def test_groups_without_skew_are_no_breach(sound):

@@ -1,106 +1,23 @@
-"""bias.py against hand-computed tables, published intervals, planted skew and chance."""
+"""bias.py against hand-computed tables, planted skew and chance."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from vlmpipe.config import parse
-from vlmpipe.curate import bias
+from vlmpipe.curate import bias, groups
 from vlmpipe.curate.bias import BiasConfig
 from vlmpipe.errors import UserError
 
-Z95 = 1.959963984540054
 
-
-def members(labels: list[str]) -> bias.Members:
-    return bias.values(pa.array(labels))
+def members(labels: list[str]) -> groups.Members:
+    return groups.values(pa.array(labels))
 
 
 def measure(labels, outcome, reasons=("rule",), scores=None, **config):
     scores = np.full(len(labels), np.nan, np.float32) if scores is None else scores
     config = BiasConfig(columns=("side",), **config)
     return bias.measure({}, {"side": members(labels)}, {}, np.asarray(outcome), list(reasons), scores, config)
-
-
-# --- groups ------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize(
-    "caption, found",
-    [
-        ("A WOMAN walks", True), ("women, two", True), ("the woman's hat", True), ("womanly", False), ("a man", False),
-        ("Frau Müller", True), ("Fraüen", False), ("frau_1", False), ("a c++ (book)", True), ("ac++", False),
-        ("两位女士在公园", True), ("une femme âgée", True), ("une femme age\u0301e", False), ("", False), (None, False),
-    ],
-)
-def test_words_match_whole_in_any_case_and_script(caption, found):
-    words = {"group": ["woman", "women", "frau", "c++", "女士", "femme âgée"]}
-    assert bool(len(bias.mentions(pa.array([caption], pa.string()), words)["group"])) is found
-
-
-def test_composed_and_decomposed_letters_are_one():
-    assert len(bias.mentions(pa.array(["une personne a\u0302ge\u0301e"]), {"g": ["âgée"]})["g"]) == 1
-
-
-def test_column_values_are_groups_and_null_is_none():
-    found = bias.values(pa.array(["b", None, "a", "b"]))
-    assert {name: rows.tolist() for name, rows in found.items()} == {"a": [2], "b": [0, 3]}
-
-
-# --- intervals and tests, known answers --------------------------------------------------------------------
-
-def test_wilson_of_newcombes_table():
-    """Newcombe 1998, "Two-sided confidence intervals for the single proportion", table I, method 3."""
-    low, high = bias.wilson(np.array([81, 15, 0, 1]), np.array([263, 148, 20, 29]), Z95)
-    np.testing.assert_allclose(low, [0.2553, 0.0624, 0.0, 0.0061], atol=5e-5)
-    np.testing.assert_allclose(high, [0.3662, 0.1605, 0.1611, 0.1718], atol=5e-5)
-
-
-def test_difference_of_newcombes_table():
-    """Newcombe 1998, "Interval estimation for the difference", table II, method 10: 56/70 - 48/80 and 9/10 - 3/10."""
-    low, high = bias.difference_interval([56, 9], [70, 10], [48, 3], [80, 10], Z95)
-    np.testing.assert_allclose(low, [0.0524, 0.1705], atol=5e-5)
-    np.testing.assert_allclose(high, [0.3339, 0.8090], atol=5e-5)
-
-
-def test_ratio_interval_is_where_the_difference_of_scaled_shares_touches_zero():
-    """MOVER: theta is a limit of a/b when the MOVER interval of a - theta b ends at 0."""
-    a, b = 30 / 100, 60 / 120
-    (low_a, high_a), (low_b, high_b) = bias.wilson(30, 100, Z95), bias.wilson(60, 120, Z95)
-    low, high = bias.ratio_interval(30, 100, 60, 120, Z95)
-    assert a - high * b + np.hypot(high_a - a, high * (b - low_b)) == pytest.approx(0, abs=1e-9)
-    assert a - low * b - np.hypot(a - low_a, low * (high_b - b)) == pytest.approx(0, abs=1e-9)
-    assert low < 0.6 < high
-
-
-def test_ratio_interval_at_the_edges():
-    low, high = bias.ratio_interval([0, 10, 10], [50, 10, 50], [25, 10, 0], [50, 10, 50], Z95)
-    assert low[0] == 0 and 0 < high[0] < 0.3
-    assert low[1] < 1 < high[1] and np.isfinite(high[1])
-    assert np.isinf(high[2]) and low[2] > 1
-
-
-def test_ratio_interval_covers():
-    generator = np.random.default_rng(0)
-    left, right = generator.binomial(80, 0.4, 4000), generator.binomial(120, 0.5, 4000)
-    low, high = bias.ratio_interval(left, 80, right, 120, Z95)
-    assert 0.935 < ((low <= 0.8) & (high >= 0.8)).mean() < 0.965
-
-
-def test_benjamini_hochberg_by_hand():
-    """p * m / rank, made monotone from the largest down."""
-    found = bias.benjamini_hochberg([0.04, 0.01, 0.03, 0.9])
-    np.testing.assert_allclose(found, [0.16 / 3, 0.04, 0.16 / 3, 0.9])
-    assert bias.benjamini_hochberg([]).tolist() == []
-
-
-def test_npmi_known_answers():
-    """Of 8 rows: 2 together, 4 left, 2 right -> ln((2/8)/((4/8)(2/8))) / -ln(2/8) = ln 2 / ln 4 = 1/2."""
-    assert bias.npmi(2, 4, 2, 8) == pytest.approx(0.5)
-    assert bias.npmi(2, 4, 4, 8) == pytest.approx(0.0)
-    assert bias.npmi(4, 4, 4, 8) == pytest.approx(1.0)
-    assert bias.npmi(0, 4, 4, 8) == -1.0
-    assert bias.npmi(8, 8, 8, 8) == 1.0
-    assert np.isnan(bias.npmi(0, 0, 4, 8))
 
 
 # --- one grouping by hand ----------------------------------------------------------------------------------
@@ -172,7 +89,7 @@ def test_null_rows_are_no_group():
 def test_associations_before_and_after():
     kept = np.array([True, True, False, False, True, True, True, True])
     inside, rows = np.array([0, 1, 2, 3]), np.array([2, 3])
-    (record,) = bias.associations({"gender": {"women": inside}}, {"nurse": rows}, kept)
+    (record,) = bias.associations({"gender": {"women": inside}}, {"nurse": rows}, kept, BiasConfig())
     assert record["before"] == pytest.approx(0.5) and record["together_before"] == 2
     assert record["after"] is None and record["together_after"] == 0
 
@@ -210,7 +127,8 @@ def test_planted_skew_is_found_and_named():
         found = measure(labels, outcome, ["x", "y", "z"], scores)
         impact = found["groupings"]["side"]["impact"]
         assert impact["breach"] and impact["worst"] == "c" and impact["low"] < 0.5 < impact["high"]
-        assert {"group": "c", "kind": "retention"}.items() <= found["findings"][0].items()
+        assert found["findings"][0]["group"] == "c"
+        assert any((one["group"], one["kind"]) == ("c", "retention") for one in found["findings"])
 
 
 def test_without_skew_nothing_is_reported():

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from vlmpipe.curate import bias
 from vlmpipe.curate.bias import BiasConfig
-from vlmpipe.curate.census import Facts, collect, find_sources, frames, group_columns
+from vlmpipe.curate.census import Facts, Source, collect, find_sources, frames, group_columns, samples
 from vlmpipe.curate.duplicates import Near
 from vlmpipe.curate.evaluation import evaluation_images
 from vlmpipe.curate.expectations import ExpectationsConfig, clear, suites, validate
@@ -38,7 +40,7 @@ def audit(pools: Path, annotations: Path, selection: Path, questions: Path, out:
         UserError: an input is missing, incomplete or without its key columns, or a configured column exists nowhere.
     """
     sources = find_sources(pools, annotations, selection)
-    columns = group_columns(sources, config.bias.columns)
+    columns = group_columns(sources, [*config.bias.columns, *config.bias.bins])
     evaluation = evaluation_images(questions, config.evaluation)
     facts = collect(sources, columns, evaluation, config.near, config.bias)
     out.mkdir(parents=True, exist_ok=True)
@@ -49,9 +51,23 @@ def audit(pools: Path, annotations: Path, selection: Path, questions: Path, out:
     table = bias.measure(
         facts.identities, facts.columns, facts.attributes, facts.outcome, facts.reasons, facts.scores, config.bias
     )
+    _show_samples(table["rules"], facts, sources, config.bias.samples)
     write_json(out / "expectations.json", expectations)
     write_json(out / "bias.json", table | {"limit": config.bias.limit, "minimum_group": config.bias.minimum_group})
     write_json(out / "metrics.json", metrics(facts, expectations, table))
+
+
+def _show_samples(rules: Sequence[dict], facts: Facts, sources: Sequence[Source], wanted: int) -> None:
+    """Write rows that each rule in breach dropped of its worst group beside it, in place; spread over the pools."""
+    groupings, picked = facts.identities | facts.columns, []
+    for rule in rules:
+        rows = groupings[rule["grouping"]][rule["group"]]
+        rows = rows[facts.outcome[rows] == facts.reasons.index(rule["reason"]) + 1]
+        picked.append(rows[np.unique(np.linspace(0, len(rows) - 1, min(wanted, len(rows))).astype(int))])
+    positions = np.unique(np.concatenate([np.zeros(0, int), *picked]))
+    found = dict(zip(positions.tolist(), samples(sources, positions)))
+    for rule, rows in zip(rules, picked):
+        rule["samples"] = [found[row] for row in rows.tolist()]
 
 
 # --- numbers for the gate ----------------------------------------------------------------------------------
@@ -63,10 +79,20 @@ def metrics(facts: Facts, expectations: Sequence[dict], table: dict) -> dict:
     _selection_metrics(found, facts)
     for name, grouping in table["groupings"].items():
         _grouping_metrics(found, f"bias.{name}", grouping)
+        _association_metrics(found, f"bias.{name}", [r for r in table["associations"] if r["grouping"] == name])
     breaches = [name for name, grouping in table["groupings"].items() if grouping["impact"]["breach"]]
     found.add("bias.breaches", len(breaches), len(table["groupings"]), ", ".join(breaches) or "none")
+    told = "; ".join(map(_say_rule, table["rules"])) or "none"
+    found.add("bias.rules", len(table["rules"]), sum(len(g["steps"]) for g in table["groupings"].values()), told)
     found.add("bias.findings", len(table["findings"]), table["tests"], _say_findings(table["findings"]))
     return {"metrics": found.values, "n": found.n, "details": found.details}
+
+
+# What a gate bounds is there even where nothing was large enough to be tested: then it claims nothing.
+NO_CLAIM = {
+    "rule_impact_ratio_upper": 1.0, "rule_gap_lower": 0.0, "amplification_max_lower": 1.0,
+    "amplification_min_upper": 1.0, "score_gap_lower": 0.0, "npmi_shift_lower": 0.0,
+}
 
 
 class _Metrics:
@@ -108,24 +134,55 @@ def _selection_metrics(found: _Metrics, facts: Facts) -> None:
 def _grouping_metrics(found: _Metrics, name: str, grouping: dict) -> None:
     whole, tested = grouping["impact"], [group for group in grouping["groups"] if group["tested"]]
     n, detail = sum(group["total"] for group in tested), _say_impact(grouping)
+    for label, value in NO_CLAIM.items():
+        found.add(f"{name}.{label}", value, 0, "nothing is large enough to be tested")
     found.add(f"{name}.groups_tested", whole["groups"], n, ", ".join(group["group"] for group in tested) or "none")
     if whole["ratio"] is not None:
         found.add(f"{name}.impact_ratio", whole["ratio"], n, detail)
     found.add(f"{name}.impact_ratio_upper", whole["high"], n, detail)
     found.add(f"{name}.impact_ratio_lower", whole["low"], n, detail)
-    step = min(grouping["steps"], key=lambda step: step["alone"]["high"], default=None)
-    if step is not None:
-        found.add(f"{name}.rule_impact_ratio_upper", step["alone"]["high"], n, _say_step(step))
+    _rule_metrics(found, name, grouping["steps"], n)
     amplified = [group for group in tested if group["amplification"] is not None]
-    for label, pick in (("max", max), ("min", min)):
-        if amplified:
-            group = pick(amplified, key=lambda group: group["amplification"])
-            found.add(f"{name}.amplification_{label}", group["amplification"], group["total"], _say_amplified(group))
-    gaps = [group for group in tested if group["scores"]["ks"] is not None]
-    if gaps:
-        group = max(gaps, key=lambda group: group["scores"]["ks"])
-        told = f"{group['group']}: mean {group['scores']['mean']:.3f}, the rest {group['scores']['rest_mean']:.3f}"
-        found.add(f"{name}.score_gap", group["scores"]["ks"], group["scores"]["n"], told)
+    bounds = ("amplification_max", max, "amplification"), ("amplification_min", min, "amplification")
+    bounds += ("amplification_max_lower", max, "amplification_lower_of_all"),
+    bounds += ("amplification_min_upper", min, "amplification_upper_of_all"),
+    bounds += ("representation_min", min, "share_after"),
+    for label, pick, key in bounds if amplified else ():
+        group = pick(amplified, key=lambda group: group[key])
+        found.add(f"{name}.{label}", group[key], group["total"], _say_amplified(group))
+    for label, key in (("score_gap", "ks"), ("score_gap_lower", "ks_lower")):
+        gaps = [group for group in tested if group["scores"]["ks"] is not None]
+        if gaps:
+            group = max(gaps, key=lambda group: group["scores"][key])
+            told = f"{group['group']}: mean {group['scores']['mean']:.3f}, the rest {group['scores']['rest_mean']:.3f}"
+            found.add(f"{name}.{label}", group["scores"][key], group["scores"]["n"], told)
+    for group in amplified:
+        for key in ("share_before", "share_after", "retention", "amplification"):
+            found.add(f"{name}.{group['group']}.{key}", group[key], group["total"], _say_amplified(group))
+
+
+def _rule_metrics(found: _Metrics, name: str, steps: Sequence[dict], n: int) -> None:
+    """The worst of all rules, and each rule by its name."""
+    for step in steps:
+        rule = f"{name}.rule.{step['reason']}"
+        found.add(f"{rule}.impact_ratio_upper", step["alone"]["high"], n, _say_step(step))
+        found.add(f"{rule}.gap_lower", step["drops"]["low"], n, _say_drops(step))
+    if steps:
+        step = min(steps, key=lambda step: step["alone"]["high"])
+        found.add(f"{name}.rule_impact_ratio_upper", step["alone"]["high"], n, _say_step(step))
+        step = max(steps, key=lambda step: step["drops"]["low"])
+        found.add(f"{name}.rule_gap_lower", step["drops"]["low"], n, _say_drops(step))
+
+
+def _association_metrics(found: _Metrics, name: str, records: Sequence[dict]) -> None:
+    """How far selection moved the association of a group and an attribute: the largest, and beyond noise."""
+    tested = [record for record in records if record["p"] is not None]
+    for label, key in (("npmi_shift", "shift"), ("npmi_shift_lower", "shift_lower_of_all")):
+        if tested:
+            record = max(tested, key=lambda record: abs(record[key]))
+            moved = f"{record['before']:.3f} before, {record['after']:.3f} after"
+            told = f"{record['group']} and {record['attribute']}: {moved}"
+            found.add(f"{name}.{label}", abs(record[key]), record["together_before"], told)
 
 
 def _say_step(step: dict) -> str:
@@ -134,6 +191,23 @@ def _say_step(step: dict) -> str:
         return f"rule {step['reason']}: fewer than two groups that are large enough reach it"
     ratio = f"ratio {alone['ratio']:.3f} [{alone['low']:.3f}, {alone['high']:.3f}]"
     return f"rule {step['reason']} passes {alone['worst']} against {alone['best']} at {ratio}"
+
+
+def _say_drops(step: dict) -> str:
+    drops = step["drops"]
+    if drops["gap"] is None:
+        return f"rule {step['reason']}: fewer than two groups that are large enough reach it"
+    told = f"drop rates differ by {drops['gap']:.3f}, surely by {drops['low']:.3f}"
+    return f"rule {step['reason']}: {told} ({drops['worst']} against {drops['best']})"
+
+
+def _say_rule(rule: dict) -> str:
+    told = (
+        f"{rule['reason']} drops {rule['rate']:.3f} of {rule['reached']} {rule['grouping']}={rule['group']}, "
+        f"{rule['against_rate']:.3f} of {rule['against']}"
+    )
+    uids = [sample["uid"] for sample in rule.get("samples", ())[:2]]
+    return f"{told}, such as {', '.join(uids)}" if uids else told
 
 
 def _say_impact(grouping: dict) -> str:
@@ -149,7 +223,7 @@ def _say_impact(grouping: dict) -> str:
     rule = max(worst["reasons"], key=lambda rule: rule["excess"], default=None)
     if rule is None or rule["excess"] <= 0:
         return told
-    rates = f"{rule['rate']:.3f} of {worst['group']}, {rule['rest_rate']:.3f} of the rest"
+    rates = f"{rule['rate']:.3f} of {rule['reached']} {worst['group']}, {rule['rest_rate']:.3f} of the rest"
     return f"{told}; rule {rule['reason']} drops {rates}"
 
 

@@ -15,20 +15,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmpipe.config import nearest as nearest_name
-from vlmpipe.curate import bias
+from vlmpipe.curate import groups
 from vlmpipe.curate.bias import BiasConfig
 from vlmpipe.curate.duplicates import THUMBNAIL, Looks, Near, nearest
 from vlmpipe.curate.evaluation import EvaluationImages
 from vlmpipe.curate.expectations import ExpectationsConfig, suite_name
 from vlmpipe.curate.filters import DECISIONS, FUNNEL
 from vlmpipe.curate.filters import KIND as SELECTION
+from vlmpipe.curate.groups import Members
+from vlmpipe.curate.regions import countries, regions
 from vlmpipe.errors import UserError
 from vlmpipe.progress import progress
 from vlmpipe.shards import check_file, corrupt, read_json, read_manifest, read_shard_rows
 
 UNDECIDED = "no_decision"
 POOL_COLUMNS = ("uid", "url", "caption", "status", "reason", "sha256")
-ANNOTATION_COLUMNS = ("uid", "width", "height", "phash", "thumbnail", "caption_chars", "language", "clip_score")
+ANNOTATION_COLUMNS = (
+    "uid", "width", "height", "phash", "thumbnail", "caption_chars", "language", "language_score", "clip_score",
+)
+DECISION_COLUMNS = ("uid", "kept", "reason", "value", "threshold")
+FROM_URL = ("url_country", "url_region")  # groups that no table has as a column
+MOST_VALUES = 10_000  # of a column, before it is no column of groups
 
 
 # --- inputs ------------------------------------------------------------------------------------------------
@@ -43,10 +50,12 @@ class Source:
     decisions: Path
 
     def decided(self) -> pa.Table:
-        """uid, kept and reason of this pool's rows, in the pool's order."""
+        """uid, kept, reason and what is behind it of this pool's rows, in the pool's order."""
         check_file(self.decisions.parent, self.decisions.name)
         try:
-            return pq.read_table(self.decisions, columns=["uid", "kept", "reason"], filters=[("pool", "==", self.name)])
+            known = pq.read_schema(self.decisions).names
+            wanted = [name for name in DECISION_COLUMNS if name in known]
+            return pq.read_table(self.decisions, columns=wanted, filters=[("pool", "==", self.name)])
         except (OSError, pa.ArrowInvalid) as error:
             raise corrupt(self.decisions, str(error).splitlines()[0]) from None
 
@@ -80,12 +89,17 @@ def _schema(directory: Path, shard: str | None = None) -> list[str]:
 
 
 def group_columns(sources: Sequence[Source], wanted: Sequence[str]) -> list[str]:
-    known = {name for source in sources for name in (*_schema(source.pool), *_schema(source.annotations))}
+    """The wanted columns of groups.
+
+    Raises:
+        UserError: one is in no pool, in no annotation, and does not come from the URL.
+    """
+    known = {name for source in sources for name in (*_schema(source.pool), *_schema(source.annotations), *FROM_URL)}
     for name in wanted:
         if name not in known:
             raise UserError(
                 f"audit: found no column '{name}' in any pool or annotation{nearest_name(name, known)}; "
-                f"expected one of {', '.join(sorted(known))}; mend bias.columns"
+                f"expected one of {', '.join(sorted(known))}; mend bias.columns or bias.bins"
             )
     return list(wanted)
 
@@ -155,9 +169,9 @@ class Facts:
     reasons: list[str]
     scores: np.ndarray
     overlap: np.ndarray
-    identities: dict[str, bias.Members]
-    columns: dict[str, bias.Members]
-    attributes: bias.Members
+    identities: dict[str, Members]
+    columns: dict[str, Members]
+    attributes: Members
     pools: pd.DataFrame
     languages: dict[str, int]
     evaluation_images: int
@@ -186,9 +200,9 @@ def collect(
     outcome, used = reasons.compact(np.concatenate(gathered.outcome))
     return Facts(
         outcome, used, np.concatenate(gathered.scores), np.concatenate(gathered.overlap),
-        {name: _join(parts) for name, parts in gathered.identities.items()},
-        {name: _join(parts) for name, parts in gathered.columns.items()},
-        _join(gathered.attributes), pd.DataFrame(pools), languages, len(evaluation),
+        {name: groups.join(parts) for name, parts in gathered.identities.items()},
+        {name: groups.join(parts) for name, parts in gathered.columns.items()},
+        groups.join(gathered.attributes), pd.DataFrame(pools), languages, len(evaluation),
     )
 
 
@@ -234,7 +248,7 @@ class _Gathered:
         self.config, self.rows = config, 0
         self.outcome, self.scores = [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
         self.overlap = [np.zeros(0, bool)]
-        self.identities = {name: {group: [] for group in groups} for name, groups in config.lexicons.items()}
+        self.identities = {name: {group: [] for group in lists} for name, lists in config.lexicons.items()}
         self.attributes = {name: [] for name in config.attributes}
         self.columns: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in columns}
 
@@ -243,22 +257,40 @@ class _Gathered:
         self.scores.append(_numbers(table, "a.clip_score"))
         self.overlap.append(overlap)
         captions = table["caption"] if "caption" in table.column_names else pa.nulls(len(table), pa.string())
-        for name, groups in self.config.lexicons.items():
-            self._extend(self.identities[name], bias.mentions(captions, groups))
-        self._extend(self.attributes, bias.mentions(captions, self.config.attributes))
+        languages = _believed_languages(table)
+        for name, lists in self.config.lexicons.items():
+            self._extend(self.identities[name], groups.mentions(captions, lists, languages))
+        self._extend(self.attributes, groups.mentions(captions, self.config.attributes, languages))
         for name, parts in self.columns.items():
-            found = next((column for column in (name, f"a.{name}") if column in table.column_names), None)
-            if found:
-                self._extend(parts, bias.values(table[found]))
+            self._extend(parts, self._column_groups(table, name))
+            if len(parts) > MOST_VALUES:
+                raise UserError(
+                    f"audit: found more than {MOST_VALUES} different values in column '{name}'; expected groups; "
+                    f"give edges of numbers as bias.bins.{name}, or leave it out"
+                )
         self.rows += len(table)
 
-    def _extend(self, parts: dict[str, list[np.ndarray]], members: bias.Members) -> None:
+    def _column_groups(self, table: pa.Table, name: str) -> Members:
+        found = next((column for column in (name, f"a.{name}") if column in table.column_names), None)
+        if found and name in self.config.bins:
+            return groups.ranges(table[found], self.config.bins[name])
+        if found:
+            return groups.values(table[found])
+        if name in FROM_URL and "url" in table.column_names:
+            urls = table["url"]
+            return groups.values(countries(urls) if name == "url_country" else regions(urls, self.config.regions))
+        return {}
+
+    def _extend(self, parts: dict[str, list[np.ndarray]], members: Members) -> None:
         for group, positions in members.items():
             parts.setdefault(group, []).append(positions + self.rows)
 
 
-def _join(parts: dict[str, list[np.ndarray]]) -> bias.Members:
-    return {group: np.concatenate([np.zeros(0, np.int64), *found]) for group, found in sorted(parts.items())}
+def _believed_languages(table: pa.Table) -> pa.Array | None:
+    if "a.language" not in table.column_names:
+        return None
+    confidence = table["a.language_score"] if "a.language_score" in table.column_names else None
+    return groups.believed(table["a.language"], confidence)
 
 
 class _Totals:
@@ -315,7 +347,32 @@ def _looks(table: pa.Table, evaluation: EvaluationImages, near: Near) -> tuple[L
     return Looks(hashes, thumbnails), evaluation.looks, near
 
 
-# --- second reading: frames for the expectations -----------------------------------------------------------
+# --- second reading: a few rows as evidence ----------------------------------------------------------------
+
+def samples(sources: Sequence[Source], positions: np.ndarray) -> list[dict]:
+    """The rows at some positions of the whole, in order: pool, uid, url, caption, reason, value, threshold, score."""
+    found, start, positions = [], 0, np.sort(positions)
+    for source in sources:
+        last = start + sum(entry["rows"] for entry in read_manifest(source.pool)["shards"])
+        if not ((positions >= start) & (positions < last)).any():
+            start = last
+            continue
+        for table in joined_shards(source, source.decided()):
+            here = positions[(positions >= start) & (positions < start + len(table))] - start
+            found += [_sample(row, source.name) for row in table.take(pa.array(here)).to_pylist()] if len(here) else []
+            start += len(table)
+    return found
+
+
+def _sample(row: dict, pool: str) -> dict:
+    names = {"uid": "uid", "url": "url", "caption": "caption", "d.reason": "reason", "d.value": "value"}
+    names |= {"d.threshold": "threshold", "a.clip_score": "clip_score"}
+    plain = {new: row.get(old) for old, new in names.items()}
+    finite = {key: None if isinstance(v, float) and not np.isfinite(v) else v for key, v in plain.items()}
+    return {"pool": pool} | finite
+
+
+# --- third reading: frames for the expectations -----------------------------------------------------------
 
 def frames(sources: Sequence[Source], facts: Facts, config: ExpectationsConfig) -> dict[str, Iterable[pd.DataFrame]]:
     """The frames of every suite, by name; the large ones are read when they are asked for."""
