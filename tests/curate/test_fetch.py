@@ -443,7 +443,7 @@ def test_columns_that_change_their_type_between_shards(tmp_path, web):
 
 
 @pytest.mark.parametrize("text, config, message", [
-    ("URL,TEXT\na,b\n", {}, "found columns URL, TEXT; expected 'url'; did you mean"),
+    ("URL,ALT\na,b\n", {}, "found columns URL, ALT; expected 'url'; did you mean"),
     ("url,caption\n", {}, "found no rows"),
     ("url,caption\na,b\n", {"columns": Columns(extra=("lang",))}, "expected 'lang'"),
     ("", {}, "found columns"),

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from vlmpipe import shards
 from vlmpipe.curate.pool import FACTS, KIND, PoolConfig, ShardTask
+from vlmpipe.curate.sources.pairs import LISTED
 from vlmpipe.curate.spool import Spool
 
 
@@ -18,8 +19,8 @@ def assemble(task: ShardTask, table: pa.Table, spool: Spool, failures: Mapping[i
     facts = [spool.facts(uid) if uid in spool else failures[i] for i, uid in enumerate(uids)]
     columns = {name: pa.array([row.get(name) for row in facts], kind) for name, kind in FACTS.items() if name != "pool"}
     columns["pool"] = pa.array([task.pool] * len(facts), pa.string())
-    extra = {name: table[name] for name in task.config.columns.extra}
-    full = pa.table({name: table[name] for name in ("uid", "url", "caption")} | columns | extra)
+    extra = {name: table[name] for name in table.column_names if name not in (*LISTED, "place")}
+    full = pa.table({name: table[name] for name in LISTED} | columns | extra)
     assert full.num_rows == task.rows, f"shard {task.name}: {full.num_rows} rows out of {task.rows}"
     statuses = Counter(full["status"].to_pylist())
     entry = shards.write_shard(task.out, task.name, full, _members(full, spool))

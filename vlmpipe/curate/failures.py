@@ -13,7 +13,7 @@ import urllib.error
 # A later try may succeed. Every other reason is final: the row is refused and never asked for again.
 RETRIABLE = {
     "dns", "connection_refused", "unreachable", "connect_timeout", "timeout", "reset", "truncated", "tls_error",
-    "protocol", "offline", "download_error", "http_408", "http_425", "http_429",
+    "protocol", "offline", "download_error", "unreadable", "changed", "http_408", "http_425", "http_429",
     "http_500", "http_502", "http_503", "http_504", "http_520", "http_522", "http_524", "http_529",
 }
 ASKS_TO_WAIT = {429, 503}

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmpipe import shards
-from vlmpipe.curate import urls as url_lists
 from vlmpipe.curate.assemble import assemble, finish
 from vlmpipe.curate.failures import parse_failure, status_of
 from vlmpipe.curate.guard import Guard, tagged
@@ -31,6 +30,9 @@ from vlmpipe.curate.hosts import Hosts
 from vlmpipe.curate.pixels import Decoded, Decoder, serve, to_ppm
 from vlmpipe.curate.pool import PoolConfig, ShardTask
 from vlmpipe.curate.resume import is_done, open_again, reuse
+from vlmpipe.curate.sources.files import root_of
+from vlmpipe.curate.sources.listing import split
+from vlmpipe.curate.sources.read import is_placed, read_rows
 from vlmpipe.curate.spool import Spool
 from vlmpipe.dispatch import Cluster, map_shards
 from vlmpipe.errors import UserError
@@ -64,7 +66,7 @@ def download(
     out, state, started = Path(out), Path(state), time.time()
     source = config.urls if "://" in config.urls else str(urls)
     with _only_one(name, state):
-        rows = url_lists.split(source, config.columns, config.samples_per_shard, state / "list")
+        rows = split(source, config.source, config.columns, config.max_bytes, config.samples_per_shard, state)
         tasks = _plan(name, rows, out, state, config, source)
         known = open_again(out, state)
         todo = [task for task in tasks if not is_done(task, known.get(task.name))]
@@ -75,7 +77,7 @@ def download(
             done = map_shards(run, todo, cluster or Cluster(backend="inline"), f"download {name} shards")
         entries = finish(name, tasks, known, done, out, config)
         _write_timing(state, started, entries, done)
-    _expect_images(name, entries, out)
+    _expect_images(name, entries, out, config)
 
 
 def _plan(name: str, rows: list, out: Path, state: Path, config: PoolConfig, source: str) -> list[ShardTask]:
@@ -84,7 +86,8 @@ def _plan(name: str, rows: list, out: Path, state: Path, config: PoolConfig, sou
     for shard, count in rows:
         own = f"{settings} {config.store} {name} {shards.sha256_file(state / 'list' / f'{shard}.parquet')}"
         fingerprint = hashlib.sha256(own.encode()).hexdigest()[:16]
-        tasks.append(ShardTask(shard, name, count, fingerprint, settings, out.absolute(), state.absolute(), config))
+        tasks.append(ShardTask(shard, name, count, fingerprint, settings, out.absolute(), state.absolute(), config,
+                               root_of(source)))
     return tasks
 
 
@@ -112,13 +115,14 @@ def _hosts(config: PoolConfig, out: Path) -> Iterator[dict[str, tuple[str, int]]
         yield dict(hosts)
 
 
-def _expect_images(name: str, entries: Sequence[dict], out: Path) -> None:
+def _expect_images(name: str, entries: Sequence[dict], out: Path, config: PoolConfig) -> None:
     if any(entry["downloaded"] for entry in entries):
         return
     reasons = sum((Counter(entry["reasons"]) for entry in entries), Counter())
     top = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(4))
-    raise UserError(f"pool '{name}': found no image behind any of its {sum(reasons.values())} URLs ({top}); expected "
-                    f"at least one; every row's reason stands in {out}; check the network and the list, then rerun")
+    what, check = ("URLs", "network and the list") if config.source.kind == "list" else ("rows", "pool's source")
+    raise UserError(f"pool '{name}': found no image behind any of its {sum(reasons.values())} {what} ({top}); expected "
+                    f"at least one; every row's reason stands in {out}; check the {check}, then rerun")
 
 
 # --- one shard ---------------------------------------------------------------------------------------------
@@ -130,7 +134,11 @@ def fetch_shard(task: ShardTask, hosts: Mapping[str, tuple[str, int]]) -> dict:
             return shards.read_json(task.done_file)
         table = pq.read_table(task.list_file)
         open_rows = [i for i, uid in enumerate(table["uid"].to_pylist()) if uid not in spool]
-        failures = _Fetch(task, table, spool, hosts).run(open_rows) if open_rows else {}
+        placed = [row for row in open_rows if is_placed(table, row)]
+        failures = read_rows(task, table, spool, placed, _decoder(task.config).decode) if placed else {}
+        behind_urls = sorted({*open_rows} - {*placed})
+        if behind_urls:
+            failures |= _Fetch(task, table, spool, hosts).run(behind_urls)
         entry = assemble(task, table, spool, failures)
         shards.write_json(task.done_file, entry)
     task.spool_file.unlink()

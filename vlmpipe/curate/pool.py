@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from vlmpipe import shards
 from vlmpipe.curate.hosts import Limits, Rules
-from vlmpipe.curate.urls import Columns
+from vlmpipe.curate.sources.flavours import Columns
+from vlmpipe.curate.sources.source import Source
 from vlmpipe.errors import UserError
 from vlmpipe.images import MAX_PIXELS
 
@@ -38,13 +39,15 @@ class Serve:
 class PoolConfig(Limits):
     """One pool of image-text pairs. Sizes are pixels and bytes, times are seconds.
 
-    `urls`: a parquet, csv, tsv or jsonl file, a directory of them, or an fsspec URL. `allow_addresses`: networks in
-    CIDR form beside the public ones. `resize_mode` as in img2dataset; nothing is enlarged. `min_size` is of the
-    shorter side. `opt_out` honours X-Robots-Tag, `user_agent` is the name it may address. `store`: an fsspec URL for
-    the tars. What the network may cost stands in `Limits`.
+    `urls`: a parquet, csv, tsv or jsonl file, a directory of them, or an fsspec URL; or where another `source` lies.
+    `columns`: what they are called; recognised where they are not given. `allow_addresses`: networks in CIDR form
+    beside the public ones. `resize_mode` as in img2dataset; nothing is enlarged. `min_size` is of the shorter side.
+    `opt_out` honours X-Robots-Tag, `user_agent` is the name it may address. `store`: an fsspec URL for the tars. What
+    the network may cost stands in `Limits`.
     """
 
     urls: str
+    source: Source = field(default_factory=Source)
     columns: Columns = field(default_factory=Columns)
     serve: Serve | None = None
     allow_addresses: tuple[str, ...] = ()
@@ -71,6 +74,8 @@ class PoolConfig(Limits):
                 raise UserError(f"{name}: found {getattr(self, name)}; expected more than 0")
         if self.jpeg_quality > 100:
             raise UserError(f"jpeg_quality: found {self.jpeg_quality}; expected 1 to 100")
+        if self.serve and self.source.kind not in ("list", "documents"):
+            raise UserError(f"found serve with source.kind {self.source.kind}; expected it with URLs only; drop serve")
         for network in self.allow_addresses:
             try:
                 ipaddress.ip_network(network, strict=False)
@@ -93,7 +98,7 @@ class PoolConfig(Limits):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to download; travels to whatever process does it."""
+    """One shard to download; travels to whatever process does it. `root`: where its rows' places lie."""
 
     name: str
     pool: str
@@ -103,6 +108,7 @@ class ShardTask:
     out: Path
     state: Path
     config: PoolConfig
+    root: str
 
     @property
     def list_file(self) -> Path:

@@ -1,13 +1,11 @@
-"""URL lists: any of the usual files, read as a stream, into rows with a uid that never changes."""
+"""URL lists: any of the usual files, read as a stream, into pairs."""
 
 import csv
-import hashlib
 import io
+import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,50 +13,68 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlmpipe.config import nearest
+from vlmpipe.curate.sources.flavours import Chosen, Columns, choose, headerless
+from vlmpipe.curate.sources.pairs import Pair, as_text, each_text, with_uids
 from vlmpipe.errors import UserError
-from vlmpipe.shards import batched, is_there, reaching, write_table
+from vlmpipe.shards import is_there, reaching
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz")
-RESERVED = (
-    "uid", "url", "caption", "status", "reason", "detail", "http_status", "bytes", "sha256",
-    "original_width", "original_height", "width", "height", "pool",
-)
 csv.field_size_limit(1 << 24)  # captions scraped from pages can be long
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What a list calls its columns. `uid`: its own unique ids (null: made from url and caption); `extra`: kept."""
+class Reading:
+    """What a list's columns mean: settled by its first file, and the others are held to it.
 
-    url: str = "url"
-    caption: str = "caption"
-    uid: str | None = None
-    extra: tuple[str, ...] = ()
+    `meaning` is `flavours.choose`, or another that picks the columns out of those that were found.
+    """
 
-    def __post_init__(self) -> None:
-        taken = [name for name in self.extra if name in RESERVED]
-        if taken:
-            raise UserError(f"found extra column '{taken[0]}'; expected another name than the pool's own columns; "
-                            f"rename it in the list")
+    def __init__(self, columns: Columns, meaning: Callable[[Sequence[str], Columns, str], Chosen] = choose):
+        self.columns, self.meaning = columns, meaning
+        self.chosen: Chosen | None = None
 
-    @property
-    def wanted(self) -> list[str]:
-        names = [self.url, self.caption, *([self.uid] if self.uid else []), *self.extra]
-        return list(dict.fromkeys(names))
+    def settle(self, found: Sequence[str], where: str) -> list[str]:
+        """The columns to read of a file that has `found`."""
+        if self.chosen is None:
+            self.chosen = self.meaning(found, self.columns, where)
+        missing = [name for name in self.chosen.wanted if name not in found]
+        if missing:
+            said = Columns(self.chosen.url, self.chosen.caption, self.chosen.uid)
+            self.meaning(found, said, where)
+            raise UserError(f"{where}: found no column '{missing[0]}'; expected the columns of the files before it; "
+                            f"mend the list, or name columns.extra")
+        return self.chosen.wanted
+
+    def pairs(self, row: dict[str, Any]) -> Iterator[Pair]:
+        """A pair for each caption of the row."""
+        chosen = self.chosen
+        assert chosen is not None
+        extra = {kept: row[name] for kept, name in chosen.extra}
+        texts = each_text(row[chosen.caption])
+        for number, caption in enumerate(texts):
+            uid = None if chosen.uid is None else str(row[chosen.uid])
+            own = f"{uid}_{number}" if uid and len(texts) > 1 else uid
+            yield Pair(as_text(row[chosen.url]), caption, extra, own)
 
 
 def read_list(source: str | Path, columns: Columns) -> Iterator[dict[str, Any]]:
-    """Stream rows {uid, url, caption, *extra} of a list: a file, a directory of files, or an fsspec URL of either.
+    """Stream rows {uid, url, caption, *extra, place: null} of a list: a file, a directory of files, or an fsspec URL.
 
     Raises:
         UserError: no such list, a missing column, a damaged file, a uid that is not unique or not usable as a name.
     """
-    rows = (row for file in _files(str(source)) for row in _read_file(file, columns))
-    return _with_own_uid(rows, columns, source) if columns.uid else _with_made_uid(rows, columns)
+    return with_uids(read_pairs(source, columns), source)
 
 
-def _files(source: str) -> list[str]:
+def read_pairs(source: str | Path, columns: Columns) -> Iterator[Pair]:
+    """Stream the pairs of a list, as `read_list` does."""
+    reading = Reading(columns)
+    for file in list_files(str(source)):
+        for row in read_file(file, reading):
+            yield from reading.pairs(row)
+
+
+def list_files(source: str) -> list[str]:
+    """The files of a list, in order."""
     if not is_there(source):
         raise UserError(f"found no URL list {source}; expected a file or directory of {', '.join(SUFFIXES[:4])}; "
                         f"set the pool's `urls`")
@@ -73,33 +89,52 @@ def _files(source: str) -> list[str]:
     return files
 
 
-def _read_file(file: str, columns: Columns) -> Iterator[dict[str, Any]]:
+def read_file(file: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    """Stream the rows of one file, as mappings of the columns that `reading` settles on."""
     kind = next(suffix for suffix in SUFFIXES if file.endswith(suffix)).removesuffix(".gz")
     with reaching(file):
         try:
-            yield from _READERS[kind](file, columns)
+            yield from _READERS[kind](file, reading)
         except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, pa.ArrowInvalid, EOFError) as error:
             why = str(error).splitlines()[0]
             raise UserError(f"{file}: found damaged {kind[1:]} ({why}); expected a readable list; mend it") from None
 
 
-def _parquet(file: str, columns: Columns) -> Iterator[dict[str, Any]]:
+def _parquet(file: str, reading: Reading) -> Iterator[dict[str, Any]]:
     with fsspec.open(file, "rb") as stream:
         table = pq.ParquetFile(stream)
-        _check_columns(table.schema_arrow.names, columns, file)
-        for batch in table.iter_batches(columns=columns.wanted, batch_size=8192):
+        wanted = reading.settle(table.schema_arrow.names, file)
+        for batch in table.iter_batches(columns=wanted, batch_size=8192):
             yield from batch.to_pylist()
 
 
-def _separated(delimiter: str, file: str, columns: Columns) -> Iterator[dict[str, Any]]:
+def _separated(delimiter: str, file: str, reading: Reading) -> Iterator[dict[str, Any]]:
     with _text(file) as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter)
-        _check_columns(reader.fieldnames or [], columns, file)
-        for row in reader:
-            yield {name: row[name] for name in columns.wanted}
+        first = stream.readline()
+        names = headerless(first.rstrip("\r\n").split("\t")) if delimiter == "\t" else None
+        lines = itertools.chain([first], stream)
+        # Files without a header have no quotes either: one that begins a caption would swallow the rows below it.
+        quoting = csv.QUOTE_NONE if names else csv.QUOTE_MINIMAL
+        rows = csv.DictReader(lines, names, delimiter=delimiter, quoting=quoting)
+        wanted = reading.settle(rows.fieldnames or [], file)
+        for row in rows:
+            yield {name: row[name] for name in wanted}
 
 
-def _json_lines(file: str, columns: Columns) -> Iterator[dict[str, Any]]:
+def _json_lines(file: str, reading: Reading) -> Iterator[dict[str, Any]]:
+    wanted: list[str] = []
+    for number, row in json_objects(file):
+        if not wanted or reading.chosen.url not in row:  # a caption or extra may be left out of later lines
+            wanted = reading.settle(list(row), f"{file}, line {number}")
+        yield {name: row.get(name) for name in wanted}
+
+
+def json_objects(file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Stream (line number, object) of a file of json lines.
+
+    Raises:
+        UserError: a line is something else.
+    """
     with _text(file) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -107,9 +142,7 @@ def _json_lines(file: str, columns: Columns) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise UserError(f"{file}, line {number}: found {type(row).__name__}; expected an object per line")
-            if columns.url not in row or number == 1:  # a caption or extra may be left out of later lines
-                _check_columns(list(row), columns, f"{file}, line {number}")
-            yield {name: row.get(name) for name in columns.wanted}
+            yield number, row
 
 
 @contextmanager
@@ -120,107 +153,7 @@ def _text(file: str) -> Iterator[IO[str]]:
 
 _READERS = {
     ".parquet": _parquet,
-    ".csv": lambda file, columns: _separated(",", file, columns),
-    ".tsv": lambda file, columns: _separated("\t", file, columns),
+    ".csv": lambda file, reading: _separated(",", file, reading),
+    ".tsv": lambda file, reading: _separated("\t", file, reading),
     ".jsonl": _json_lines,
 }
-
-
-def _check_columns(found: Sequence[str], columns: Columns, where: str) -> None:
-    keys = {columns.url: "url", columns.caption: "caption", columns.uid: "uid"}
-    for name in columns.wanted:
-        if name not in found:
-            same = [other for other in found if other.casefold() == name.casefold()]
-            hint = f"; did you mean '{same[0]}'?" if same else nearest(name, found)
-            raise UserError(
-                f"{where}: found columns {', '.join(found) or '(none)'}; expected '{name}'{hint}; "
-                f"set the pool's columns.{keys.get(name, 'extra')}"
-            )
-
-
-# --- uids --------------------------------------------------------------------------------------------------
-
-def _with_made_uid(rows: Iterable[dict], columns: Columns) -> Iterator[dict]:
-    """uid: the first 128 bits of sha256(url, caption, how often this pair came before)."""
-    seen: dict[bytes, int] = {}
-    for row in rows:
-        url, caption, extra = _parts(row, columns)
-        pair = f"{url}\0{caption}\0".encode(errors="surrogatepass")
-        key = hashlib.sha256(pair).digest()[:16]
-        occurrence = seen.get(key, 0)
-        seen[key] = occurrence + 1
-        uid = hashlib.sha256(pair + str(occurrence).encode()).hexdigest()[:32]
-        yield {"uid": uid, "url": url, "caption": caption, **extra}
-
-
-def _with_own_uid(rows: Iterable[dict], columns: Columns, source: str | Path) -> Iterator[dict]:
-    seen = set()
-    for row in rows:
-        url, caption, extra = _parts(row, columns)
-        uid = str(row[columns.uid])
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", uid) or uid == "None":
-            raise UserError(f"{source}: found uid {uid!r}; expected 1 to 64 letters, digits, - and _, which name "
-                            f"files; choose another columns.uid, or null to make uids from url and caption")
-        if uid in seen:
-            raise UserError(f"{source}: found uid '{uid}' twice; expected a uid of its own for every row; "
-                            f"choose another columns.uid, or null to make uids from url and caption")
-        seen.add(uid)
-        yield {"uid": uid, "url": url, "caption": caption, **extra}
-
-
-def _parts(row: dict, columns: Columns) -> tuple[str, str, dict]:
-    extra = {name: row[name] for name in columns.extra}
-    return _as_text(row[columns.url]), _as_text(row[columns.caption]), extra
-
-
-def _as_text(value: Any) -> str:
-    return "" if value is None else str(value).encode(errors="replace").decode()
-
-
-# --- shards of a list --------------------------------------------------------------------------------------
-
-def split(source: str | Path, columns: Columns, rows_per_shard: int, directory: Path) -> list[tuple[str, int]]:
-    """Write the list as `<directory>/<shard>.parquet`, a shard at a time; return [(shard, rows)].
-
-    Raises:
-        UserError: as `read_list`; the list is empty; an extra column is of different types in different places.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in directory.glob("*.parquet"):
-        old.unlink()
-    rows, shards, schemas = read_list(source, columns), [], []
-    for chunk in batched(rows, rows_per_shard):
-        name = f"{len(shards):05d}"
-        table = _table(chunk, columns, source)
-        write_table(directory / f"{name}.parquet", table)
-        shards.append((name, len(chunk)))
-        schemas.append(table.schema)
-    if not shards:
-        raise UserError(f"{source}: found no rows; expected a list of at least one URL; check the pool's `urls`")
-    _unify(directory, shards, schemas, source)
-    return shards
-
-
-def _table(rows: list[dict], columns: Columns, source: str | Path) -> pa.Table:
-    text = [pa.array([row[name] for row in rows], pa.string()) for name in ("uid", "url", "caption")]
-    extra = []
-    for name in columns.extra:
-        try:
-            extra.append(pa.array([row[name] for row in rows]))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise UserError(f"{source}: extra column '{name}' mixes types ({str(error).splitlines()[0]}); "
-                            f"expected one type; mend the list or drop the column") from None
-    return pa.table([*text, *extra], names=["uid", "url", "caption", *columns.extra])
-
-
-def _unify(directory: Path, shards: list[tuple[str, int]], schemas: list[pa.Schema], source: str | Path) -> None:
-    """Give every shard the same types: one shard may hold only nulls or whole numbers of a column."""
-    try:
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-        raise UserError(f"{source}: an extra column changes its type ({str(error).splitlines()[0]}); "
-                        f"expected one type; mend the list or drop the column") from None
-    for (name, _), own in zip(shards, schemas):
-        if own != schema:
-            path = directory / f"{name}.parquet"
-            write_table(path, pq.read_table(path).cast(schema))
