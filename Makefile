@@ -16,7 +16,7 @@ export DO_NOT_TRACK = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup run test check bench bench-curation ui serve report lock clean
+.PHONY: help setup run test check bench bench-bias bench-curation ui serve report lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -45,7 +45,10 @@ check: setup     ## lint and the fast tests
 bench-curation: setup  ## the same training on the curated and on the raw pool, at equal steps
 	$(BIN)/python benchmarks/curation.py
 
-bench: bench-curation  ## every benchmark
+bench-bias: setup  ## a skew planted by a filter is caught by the gate, pools without one pass
+	$(BIN)/python benchmarks/bias.py
+
+bench: bench-bias bench-curation  ## every benchmark
 
 ui: setup        ## Prefect server and UI on loopback
 	$(BIN)/python -m vlmpipe ui

@@ -332,7 +332,7 @@ def test_scores_that_are_all_null_fail(world):
 
 
 def test_a_missing_annotation_column_fails(world):
-    _, failed = world.write(without=("phash", "clip_score")).audit()
+    _, failed = world.write(without=("phash", "clip_score")).audit(bias={"lexicons": LEXICON})
     assert "annotated-main.phash" in failed and "selected.clip_score" in failed
     assert 'column "phash"' in failed["annotated-main.phash"]["message"]
 

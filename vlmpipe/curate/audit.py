@@ -77,15 +77,15 @@ def metrics(facts: Facts, expectations: Sequence[dict], table: dict) -> dict:
     found = _Metrics()
     _expectation_metrics(found, expectations)
     _selection_metrics(found, facts)
-    for name, grouping in table["groupings"].items():
-        _grouping_metrics(found, f"bias.{name}", grouping)
-        _association_metrics(found, f"bias.{name}", [r for r in table["associations"] if r["grouping"] == name])
-    breaches = [name for name, grouping in table["groupings"].items() if grouping["impact"]["breach"]]
-    found.add("bias.breaches", len(breaches), len(table["groupings"]), ", ".join(breaches) or "none")
-    told = "; ".join(map(_say_rule, table["rules"])) or "none"
-    found.add("bias.rules", len(table["rules"]), sum(len(g["steps"]) for g in table["groupings"].values()), told)
-    found.add("bias.findings", len(table["findings"]), table["tests"], _say_findings(table["findings"]))
-    return {"metrics": found.values, "n": found.n, "details": found.details}
+    _bias_metrics(found, table)
+    return found.plain()
+
+
+def bias_metrics(table: dict) -> dict:
+    """The part of `metrics` that comes from the bias tables alone."""
+    found = _Metrics()
+    _bias_metrics(found, table)
+    return found.plain()
 
 
 # What a gate bounds is there even where nothing was large enough to be tested: then it claims nothing.
@@ -101,6 +101,9 @@ class _Metrics:
 
     def add(self, name: str, value: float, n: int, detail: str) -> None:
         self.values[name], self.n[name], self.details[name] = value, int(n), detail
+
+    def plain(self) -> dict:
+        return {"metrics": self.values, "n": self.n, "details": self.details}
 
 
 def _expectation_metrics(found: _Metrics, expectations: Sequence[dict]) -> None:
@@ -129,6 +132,17 @@ def _selection_metrics(found: _Metrics, facts: Facts) -> None:
     detail = f"{overlap} of {kept} kept rows show one of {facts.evaluation_images} evaluation pictures"
     found.add("evaluation.overlap", overlap / max(kept, 1), kept, detail)
     found.add("evaluation.overlap_rows", overlap, kept, detail)
+
+
+def _bias_metrics(found: _Metrics, table: dict) -> None:
+    for name, grouping in table["groupings"].items():
+        _grouping_metrics(found, f"bias.{name}", grouping)
+        _association_metrics(found, f"bias.{name}", [r for r in table["associations"] if r["grouping"] == name])
+    breaches = [name for name, grouping in table["groupings"].items() if grouping["impact"]["breach"]]
+    found.add("bias.breaches", len(breaches), len(table["groupings"]), ", ".join(breaches) or "none")
+    told = "; ".join(map(_say_rule, table["rules"])) or "none"
+    found.add("bias.rules", len(table["rules"]), sum(len(g["steps"]) for g in table["groupings"].values()), told)
+    found.add("bias.findings", len(table["findings"]), table["tests"], _say_findings(table["findings"]))
 
 
 def _grouping_metrics(found: _Metrics, name: str, grouping: dict) -> None:

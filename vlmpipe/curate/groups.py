@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 Members = dict[str, np.ndarray]
 # A list of words, or lists by language code.
 Words = tuple[str, ...] | dict[str, tuple[str, ...]]
+BEFORE, AFTER = r"(?:^|[^\pL\pM\pN_])", r"(?:$|[^\pL\pM\pN_])"
 # Scripts that put no space between words: a listed word matches anywhere in them.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 BELIEVED = 0.5  # a detected language of lower confidence is taken as unknown: short captions are often misjudged
@@ -24,14 +25,17 @@ def word_pattern(words: Sequence[str]) -> str:
 
     A word ends where a letter, mark, digit or underscore does not follow (RE2's own word boundary knows ASCII only).
     """
-    return "(?i)(?:" + "|".join(_whole(unicodedata.normalize("NFC", word.strip())) for word in words) + ")"
+    found: dict[tuple[str, str], list[str]] = {}
+    for word in words:
+        word = unicodedata.normalize("NFC", word.strip())
+        edges = ("" if _unspaced(word[0]) else BEFORE, "" if _unspaced(word[-1]) else AFTER)
+        found.setdefault(edges, []).append(_escaped(word))
+    # The edges stand once for all words: their classes are what takes long to compile.
+    return "(?i)" + "|".join(f"{before}(?:{'|'.join(some)}){after}" for (before, after), some in found.items())
 
 
-def _whole(word: str) -> str:
-    escaped = "".join(char if char.isalnum() or ord(char) > 127 else f"\\x{{{ord(char):x}}}" for char in word)
-    before = "" if _unspaced(word[0]) else r"(?:^|[^\pL\pM\pN_])"
-    after = "" if _unspaced(word[-1]) else r"(?:$|[^\pL\pM\pN_])"
-    return before + escaped + after
+def _escaped(word: str) -> str:
+    return "".join(char if char.isalnum() or ord(char) > 127 else f"\\x{{{ord(char):x}}}" for char in word)
 
 
 def _unspaced(char: str) -> bool:
