@@ -11,7 +11,8 @@ from typing import IO
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Ray remembers the first token that a process used, so all clusters that one test process meets share one.
+# Ray remembers the first mode and token that a process used, so all clusters that one test process meets share them.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
 
 
