@@ -83,6 +83,20 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_bytes_atomic(path, buffer.getvalue())
 
 
+def write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write one parquet file atomically from tables that follow each other, one in memory at a time."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> str:
     """Write a tar of (name, bytes) atomically and without times or owners; return its sha256."""
     path = Path(path)

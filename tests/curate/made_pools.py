@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,9 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from vlmpipe import shards
+from vlmpipe.curate.columns import Rows
+from vlmpipe.curate.duplicates import THUMBNAIL, Looks, look
+from vlmpipe.curate.evaluation import EvaluationImages
 
 PALETTE = ("red", "green", "blue", "orange", "purple", "black")
 COLUMNS = {
@@ -85,3 +90,45 @@ class FakeScorer:
     def _unit(self, rows):
         rows = np.array(rows, np.float32) + 1e-3
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@dataclass
+class MemoryPart:
+    """A shard that is a table."""
+
+    table: pa.Table
+
+    @property
+    def rows(self) -> int:
+        return len(self.table)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.table.column_names)
+
+    def read(self, columns) -> pa.Table:
+        return pa.table({c: self.table[c] if c in self.names else pa.nulls(self.rows) for c in columns})
+
+
+PLAIN = {
+    "uid": None, "status": "downloaded", "reason": None, "error": None, "sha256": None, "url": None,
+    "caption": "a caption",
+    "original_width": 300, "original_height": 300, "caption_chars": 20, "caption_words": 4, "language": "en",
+    "language_score": 0.9, "clip_score": 0.3,
+}
+
+
+def made_rows(rows: int, pools: int = 1, looks: Looks | None = None, evaluation: Looks | None = None,
+              prefer: str = "clip_score", **columns) -> Rows:
+    """Downloaded, decoded rows of plain values in two parts a pool; keyword arguments replace columns or add some."""
+    values = {name: [default] * rows for name, default in PLAIN.items()} | {"uid": [f"u{i}" for i in range(rows)]}
+    hashes = looks.hashes if looks else np.arange(rows, dtype=np.uint64) << 40
+    thumbnails = looks.thumbnails if looks else np.zeros((rows, THUMBNAIL), np.uint8)
+    made = {name: pa.array(column) for name, column in (values | columns).items()}
+    made |= {"phash": pa.array(hashes), "thumbnail": pa.array([t.tobytes() for t in thumbnails], pa.binary(THUMBNAIL))}
+    table, pool = pa.table(made), np.arange(rows) * pools // max(rows, 1)
+    edges = sorted({0, rows, *(rows * i // (2 * pools) for i in range(2 * pools))})
+    parts = [MemoryPart(table.slice(start, stop - start)) for start, stop in itertools.pairwise(edges)]
+    pictures = evaluation or look([])
+    found = EvaluationImages(pa.array([f"e{i}" for i in range(len(pictures))], pa.string()), pa.array([]), pictures)
+    return Rows(parts, [f"p{i}" for i in range(pools)], pool.astype(np.int16), prefer, lambda splits: found)

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tests.curate.made_pools import FakeScorer, jpeg, picture, row, write_pool
+from tests.curate.made_pools import FakeScorer, jpeg, made_rows, picture, row, write_pool
 from vlmpipe import shards
 from vlmpipe.config import parse
 from vlmpipe.curate import annotate as annotation
-from vlmpipe.curate import rules
-from vlmpipe.curate.duplicates import THUMBNAIL, Looks, look
+from vlmpipe.curate import rules, twins
+from vlmpipe.curate.columns import Rows
+from vlmpipe.curate.duplicates import THUMBNAIL, Looks
 from vlmpipe.curate.filters import ORDER, SelectConfig, decide, select
-from vlmpipe.curate.rules import Rows
 from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
 
@@ -27,32 +27,10 @@ def alike(hashes) -> Looks:
     return Looks(np.array(hashes, np.uint64), np.zeros((len(hashes), THUMBNAIL), np.uint8))
 
 
-def make_rows(rows: int, pools: int = 1, **columns) -> Rows:
-    """Downloaded, decoded rows of plain numbers; keyword arguments replace columns."""
-    numbers = {
-        "original_width": 300, "original_height": 300, "caption_chars": 20, "caption_words": 4, "language_score": 0.9,
-        "clip_score": 0.3,
-    }
-    texts = {"status": "downloaded", "reason": None, "error": None, "language": "en", "sha256": None}
-    looks = columns.pop("looks", None) or alike(np.arange(rows) << 40)
-    given = lambda name, default: columns.pop(name, [default] * rows)  # noqa: E731
-    numbers = {name: np.array(given(name, value), np.float64) for name, value in numbers.items()}
-    texts = {name: pa.array(given(name, value), pa.string()) for name, value in texts.items()}
-    evaluation = columns.pop("evaluation", look([]))
-    prefer = columns.pop("prefer", "clip_score")
-    assert not columns, columns
-    return Rows(
-        uid=pa.array([f"u{i}" for i in range(rows)]), pool=np.arange(rows) * pools // max(rows, 1),
-        pool_names=[f"p{i}" for i in range(pools)], numbers=numbers, texts=texts, looks=looks,
-        annotated=np.arange(rows), priority=rules.twin_priority(prefer, rows, numbers), evaluation=evaluation,
-        evaluation_uids=pa.array([f"e{i}" for i in range(len(evaluation))], pa.string()),
-    )
-
-
 def judged(rows: Rows, *names: str, **settings) -> list[dict]:
-    decisions, steps = decide(rows, SelectConfig(order=(*OPEN, *names), **settings).rules())
+    decisions, steps = decide(rows, SelectConfig(order=(*OPEN, *names), **settings).ordered())
     decisions.funnel(steps)
-    return decisions.table().to_pylist()
+    return pa.concat_tables(decisions.tables()).to_pylist()
 
 
 def reasons(table: list[dict]) -> list[str | None]:
@@ -63,44 +41,44 @@ def reasons(table: list[dict]) -> list[str | None]:
 
 def test_what_was_not_downloaded_keeps_the_reason_of_the_download():
     status = ["downloaded", "refused", "retriable", "retriable"]
-    rows = make_rows(4, status=status, reason=[None, "http_404", "timeout", None])
+    rows = made_rows(4, status=status, reason=[None, "http_404", "timeout", None])
     assert reasons(judged(rows)) == [None, "download:http_404", "download:timeout", "download:retriable"]
 
 
 def test_what_did_not_decode_keeps_the_reason_of_the_annotation():
-    assert reasons(judged(make_rows(2, error=["broken_image", None]))) == ["decode:broken_image", None]
+    assert reasons(judged(made_rows(2, error=["broken_image", None]))) == ["decode:broken_image", None]
 
 
 def test_size_and_aspect_are_those_on_the_web():
-    rows = make_rows(5, original_width=[200, 199, 600, 601, np.nan], original_height=[200, 900, 200, 200, 300])
+    rows = made_rows(5, original_width=[200, 199, 600, 601, np.nan], original_height=[200, 900, 200, 200, 300])
     table = judged(rows, "small", "elongated")
-    assert reasons(table) == [None, "small", None, "elongated", "small"]
+    assert reasons(table) == [None, "small", None, "elongated", "small:missing"]
     assert (table[1]["value"], table[1]["threshold"]) == (199, 200)
     assert table[3]["value"] == pytest.approx(3.005) and table[3]["threshold"] == 3
     assert table[4]["value"] is None
 
 
 def test_caption_counts_have_both_ends():
-    rows = make_rows(4, caption_words=[2, 3, 9, 10], caption_chars=[50, 5, 6, 7])
+    rows = made_rows(4, caption_words=[2, 3, 9, 10], caption_chars=[50, 5, 6, 7])
     table = judged(rows, "caption_words", "caption_chars", caption_words=rules.CaptionWords(max=9))
     assert reasons(table) == ["caption_words", "caption_chars", None, "caption_words"]
     assert [entry["threshold"] for entry in table] == [3, 6, None, 9]
 
 
 def test_language_and_its_confidence():
-    rows = make_rows(5, language=["en", "de", "en", "de", None], language_score=[0.9, 0.9, 0.2, 0.2, np.nan])
-    assert reasons(judged(rows, "language")) == [None, "language", None, "language", "language"]
+    rows = made_rows(5, language=["en", "de", "en", "de", None], language_score=[0.9, 0.9, 0.2, 0.2, np.nan])
+    assert reasons(judged(rows, "language")) == [None, "language", None, "language", "language:missing"]
     strict = rules.Language(min_confidence=0.5)
-    assert reasons(judged(rows, "language", language=strict)) == [None, "language", "language", "language", "language"]
+    assert reasons(judged(rows, "language", language=strict)) == [None, *["language"] * 3, "language:missing"]
     lenient = rules.Language(believed_from=0.5)
-    assert reasons(judged(rows, "language", language=lenient)) == [None, "language", None, None, None]
+    assert reasons(judged(rows, "language", language=lenient)) == [None, "language", None, None, "language:missing"]
     two = rules.Language(allowed=("en", "de"))
-    assert reasons(judged(rows, "language", language=two)) == [None, None, None, None, "language"]
+    assert reasons(judged(rows, "language", language=two)) == [None, None, None, None, "language:missing"]
 
 
 def test_published_top_fraction_keeps_31_of_100():
     scores = np.random.default_rng(0).permutation(100) / 100
-    table = judged(make_rows(100, clip_score=scores), "clip", clip=rules.Clip(top_fraction=0.3, formula="published"))
+    table = judged(made_rows(100, clip_score=scores), "clip", clip=rules.Clip(top_fraction=0.3, formula="published"))
     assert sum(entry["kept"] for entry in table) == 31
     assert {entry["threshold"] for entry in table if not entry["kept"]} == {0.69}
 
@@ -108,7 +86,7 @@ def test_published_top_fraction_keeps_31_of_100():
 @pytest.mark.parametrize("fraction,kept", [(0.3, 30), (0.001, 1), (0.305, 31), (1.0, 100), (0.07, 7)])
 def test_safe_top_fraction_keeps_what_it_says(fraction, kept):
     scores = np.random.default_rng(0).permutation(100) / 100
-    table = judged(make_rows(100, clip_score=scores), "clip", clip=rules.Clip(top_fraction=fraction))
+    table = judged(made_rows(100, clip_score=scores), "clip", clip=rules.Clip(top_fraction=fraction))
     assert sum(entry["kept"] for entry in table) == kept
 
 
@@ -116,34 +94,34 @@ def test_safe_top_fraction_keeps_what_it_says(fraction, kept):
 def test_missing_scores_are_dropped_and_do_not_move_the_threshold(formula):
     scores = [*np.arange(10) / 10, np.nan, np.nan, np.inf]
     rule = rules.Clip(top_fraction=0.5, formula=formula)
-    table = judged(make_rows(13, clip_score=scores), "clip", clip=rule)
+    table = judged(made_rows(13, clip_score=scores), "clip", clip=rule)
     dropped = 5 if formula == "safe" else 4
     assert [entry["kept"] for entry in table[:10]] == [False] * dropped + [True] * (10 - dropped)
-    assert reasons(table[10:]) == ["clip"] * 3
-    assert reasons(judged(make_rows(2, clip_score=[np.nan, np.nan]), "clip", clip=rule)) == ["clip", "clip"]
+    assert reasons(table[10:]) == ["clip:missing"] * 3
+    assert reasons(judged(made_rows(2, clip_score=[np.nan, np.nan]), "clip", clip=rule)) == ["clip:missing"] * 2
 
 
 def test_ties_at_the_threshold_all_stay():
-    table = judged(make_rows(6, clip_score=[0.1, 0.2, 0.2, 0.2, 0.2, 0.3]), "clip", clip=rules.Clip(top_fraction=1 / 3))
+    table = judged(made_rows(6, clip_score=[0.1, 0.2, 0.2, 0.2, 0.2, 0.3]), "clip", clip=rules.Clip(top_fraction=1 / 3))
     assert [entry["kept"] for entry in table] == [False, True, True, True, True, True]
 
 
 def test_minimum_and_fraction_both_hold():
     scores = np.arange(10) / 10
-    table = judged(make_rows(10, clip_score=scores), "clip", clip=rules.Clip(min=0.75, top_fraction=0.5))
+    table = judged(made_rows(10, clip_score=scores), "clip", clip=rules.Clip(min=0.75, top_fraction=0.5))
     assert [entry["kept"] for entry in table] == [False] * 8 + [True] * 2
 
 
 def test_the_fraction_is_of_the_remaining_rows_or_of_all():
     rows = {"clip_score": np.arange(10) / 10, "caption_words": [4] * 5 + [1] * 5}
-    of_rest = judged(make_rows(10, **rows), "caption_words", "clip", clip=rules.Clip(top_fraction=0.4))
-    of_all = judged(make_rows(10, **rows), "caption_words", "clip", clip=rules.Clip(top_fraction=0.6, among="all"))
+    of_rest = judged(made_rows(10, **rows), "caption_words", "clip", clip=rules.Clip(top_fraction=0.4))
+    of_all = judged(made_rows(10, **rows), "caption_words", "clip", clip=rules.Clip(top_fraction=0.6, among="all"))
     assert [i for i, entry in enumerate(of_rest) if entry["kept"]] == [3, 4]
     assert [i for i, entry in enumerate(of_all) if entry["kept"]] == [4]
 
 
 def test_exact_duplicates_keep_the_best_score_then_the_first():
-    rows = make_rows(6, sha256=["x", "y", "x", "x", None, None], clip_score=[0.1, 0.2, 0.5, 0.5, 0.1, 0.1], pools=2)
+    rows = made_rows(6, sha256=["x", "y", "x", "x", None, None], clip_score=[0.1, 0.2, 0.5, 0.5, 0.1, 0.1], pools=2)
     table = judged(rows, "exact_duplicate")
     assert [entry["other_uid"] for entry in table] == ["u2", None, None, "u2", None, None]
     assert reasons(table) == ["exact_duplicate", None, None, "exact_duplicate", None, None]
@@ -153,13 +131,13 @@ def test_exact_duplicates_keep_the_best_score_then_the_first():
 def test_who_stays_follows_the_preference():
     columns = {"sha256": ["x"] * 3, "clip_score": [0.1, 0.9, np.nan], "original_width": [5, 5, 9]}
     for prefer, winner in (("first", "u0"), ("clip_score", "u1"), ("pixels", "u2")):
-        table = judged(make_rows(3, prefer=prefer, **columns), "exact_duplicate")
+        table = judged(made_rows(3, prefer=prefer, **columns), "exact_duplicate")
         assert [entry["uid"] for entry in table if entry["kept"]] == [winner]
 
 
 def test_near_duplicates_name_their_twin_and_the_bits():
-    rows = make_rows(4, looks=alike([0, 0b111, 0b1111 << 60, 1 << 60]), clip_score=[0.1, 0.9, 0.5, 0.2])
-    table = judged(rows, "near_duplicate", near_duplicate=rules.NearDuplicate(radius=4))
+    rows = made_rows(4, looks=alike([0, 0b111, 0b1111 << 60, 1 << 60]), clip_score=[0.1, 0.9, 0.5, 0.2])
+    table = judged(rows, "near_duplicate", near_duplicate=twins.NearDuplicate(radius=4))
     # The last is 4 bits from the second and 3 from the third, which both stay: the nearer one is named.
     assert [entry["kept"] for entry in table] == [False, True, True, False]
     assert table[0]["other_uid"] == "u1" and (table[0]["value"], table[0]["threshold"]) == (3, 4)
@@ -167,8 +145,8 @@ def test_near_duplicates_name_their_twin_and_the_bits():
 
 
 def test_evaluation_pictures_are_found_by_looks_and_named():
-    rows = make_rows(3, looks=alike([0, 0b11, 1 << 50]), evaluation=alike([0b1111 << 20, 0b1]))
-    table = judged(rows, "evaluation_overlap", evaluation_overlap=rules.EvaluationOverlap(radius=1))
+    rows = made_rows(3, looks=alike([0, 0b11, 1 << 50]), evaluation=alike([0b1111 << 20, 0b1]))
+    table = judged(rows, "evaluation_overlap", evaluation_overlap=twins.EvaluationOverlap(radius=1))
     assert [entry["other_uid"] for entry in table] == ["e1", "e1", None]
     assert [entry["value"] for entry in table] == [1, 1, None]
 
@@ -187,7 +165,7 @@ def test_datacomp_basic_on_a_table_by_hand():
         lang == "en" and words > 2 and chars > 5 and min(w, h) >= 200 and max(w, h) / min(w, h) <= 3.0
         for w, words, h, chars, lang, _ in zip(*columns.values())
     ]
-    table = judged(make_rows(n, **columns), "small", "elongated", "caption_words", "caption_chars", "language")
+    table = judged(made_rows(n, **columns), "small", "elongated", "caption_words", "caption_chars", "language")
     assert [entry["kept"] for entry in table] == expected
     assert 0 < sum(expected) < n
 
@@ -199,7 +177,7 @@ def test_nothing_is_lost_in_any_order(seed):
     """Random pools and random orders: kept plus all reasons is the pool; no rule sees a row twice."""
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 300))
-    rows = make_rows(
+    rows = made_rows(
         n, pools=3, status=rng.choice(["downloaded", "refused", "retriable"], n, p=[0.8, 0.1, 0.1]),
         reason=rng.choice(["http_404", "timeout"], n), error=rng.choice(["broken_image", None], n, p=[0.1, 0.9]),
         original_width=rng.integers(50, 900, n), original_height=rng.integers(150, 900, n),
@@ -208,11 +186,11 @@ def test_nothing_is_lost_in_any_order(seed):
         looks=alike(rng.integers(0, 50, n)), evaluation=alike([3]),
     )
     order = (*OPEN, *rng.permutation(ORDER[2:])[: rng.integers(1, 9)])
-    settings = {"clip": rules.Clip(top_fraction=0.8), "near_duplicate": rules.NearDuplicate(radius=1)}
-    settings["evaluation_overlap"] = rules.EvaluationOverlap(radius=1)
-    decisions, steps = decide(rows, SelectConfig(order=order, **settings).rules())
-    funnel, table = decisions.funnel(steps), decisions.table().to_pylist()
-    assert len(table) == n and [entry["uid"] for entry in table] == rows.uid.to_pylist()
+    settings = {"clip": rules.Clip(top_fraction=0.8), "near_duplicate": twins.NearDuplicate(radius=1)}
+    settings["evaluation_overlap"] = twins.EvaluationOverlap(radius=1)
+    decisions, steps = decide(rows, SelectConfig(order=order, **settings).ordered())
+    funnel, table = decisions.funnel(steps), pa.concat_tables(decisions.tables()).to_pylist()
+    assert len(table) == n and [entry["uid"] for entry in table] == [f"u{i}" for i in range(n)]
     assert all((entry["reason"] is None) == entry["kept"] for entry in table)
     assert funnel["kept"] + sum(funnel["reasons"].values()) == n == sum(p["rows"] for p in funnel["pools"].values())
     assert [s["rows_in"] for s in steps[1:]] == [s["rows_out"] for s in steps[:-1]]
@@ -222,15 +200,17 @@ def test_nothing_is_lost_in_any_order(seed):
 
 
 def test_a_rule_that_drops_a_row_twice_is_our_bug():
-    rows = make_rows(3)
+    rows = made_rows(3)
 
     @dataclass(frozen=True)
     class Greedy:
+        alone = False
+
         def drops(self, rows, alive):
             return rules.Drops(np.array([0]))
 
     with pytest.raises(AssertionError, match="gone already"):
-        decide(rows, [("a", Greedy()), ("b", Greedy())])
+        decide(rows, [("downloaded", Greedy()), ("decoded", Greedy())])
 
 
 @pytest.mark.parametrize("order,message", [

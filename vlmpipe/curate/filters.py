@@ -3,67 +3,115 @@
 Order of the rows everywhere: pools by name, in each pool the order of its list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlmpipe import shards
+from vlmpipe.config import nearest, parse
 from vlmpipe.curate import rules
-from vlmpipe.curate.duplicates import THUMBNAIL, Looks, look
+from vlmpipe.curate.balance import Balance
+from vlmpipe.curate.columns import Rows, load_rows, thumbnails_of
+from vlmpipe.curate.duplicates import Looks
 from vlmpipe.curate.evaluation import evaluation_images
-from vlmpipe.curate.rules import Drops, Rows, Rule
+from vlmpipe.curate.rules import Drops, Rule
+from vlmpipe.curate.subset import SUBSET, write_subset
+from vlmpipe.curate.twins import EvaluationOverlap, ExactDuplicate, NearDuplicate
+from vlmpipe.curate.vectors import EvaluationEmbedding, ImageClusters, SemanticDuplicate
 from vlmpipe.errors import UserError
 
 KIND = "selection"
 DECISIONS, FUNNEL = "decisions.parquet", "funnel.json"
 KEPT = 0  # the code of "no reason"; the others count from 1
+FIRST = ("downloaded", "decoded")
 ORDER = (
-    "downloaded", "decoded", "small", "elongated", "caption_words", "caption_chars", "language", "evaluation_overlap",
-    "clip", "exact_duplicate", "near_duplicate",
+    *FIRST, "small", "elongated", "caption_words", "caption_chars", "language", "evaluation_overlap", "clip",
+    "exact_duplicate", "near_duplicate",
 )
 # Rules without a setting.
-PLAIN = {"downloaded": rules.Downloaded(), "decoded": rules.Decoded(), "exact_duplicate": rules.ExactDuplicate()}
-POOL_COLUMNS = ("uid", "status", "reason", "sha256", "original_width", "original_height")
-NUMBERS = ("caption_chars", "caption_words", "language_score", "clip_score")
-TEXTS = ("language", "error")
+PLAIN = {"downloaded": rules.Downloaded(), "decoded": rules.Decoded(), "exact_duplicate": ExactDuplicate()}
+# What an entry of `rules` can be.
+KINDS: dict[str, type] = {
+    "column": rules.Column, "score": rules.Score, "small": rules.Small, "elongated": rules.Elongated,
+    "caption_words": rules.CaptionWords, "caption_chars": rules.CaptionChars, "language": rules.Language,
+    "quota": rules.Quota, "opt_out": rules.OptOut, "exact_duplicate": ExactDuplicate,
+    "near_duplicate": NearDuplicate, "semantic_duplicate": SemanticDuplicate, "evaluation_overlap": EvaluationOverlap,
+    "evaluation_embedding": EvaluationEmbedding, "image_clusters": ImageClusters, "balance": Balance,
+}
+SCHEMA = pa.schema([
+    ("uid", pa.string()), ("pool", pa.string()), ("kept", pa.bool_()), ("reason", pa.string()),
+    ("value", pa.float64()), ("threshold", pa.float64()), ("other_uid", pa.string()),
+])
 
 
 @dataclass(frozen=True)
 class SelectConfig:
     """The rules, and in which `order` they are asked; a rule that is not in `order` is off.
 
+    `rules` are further ones: a name and its settings, with a `kind` of KINDS (without one: a condition on a column).
     `pools` are those to select from; empty: every directory there. A pool that was taken out of the config leaves
     its directory behind, so a workspace names them.
 
-    The first rule that drops a row gives its reason. Of duplicates the one with the higher `clip_score` (or more
-    `pixels`, as it was on the web) stays, then the `first` in the order of the rows. A twin that won at one rule
-    may still be dropped by a later one: so rules on duplicates stand last by default.
+    The first rule that drops a row gives its reason. Of duplicates the one that is better by `prefer` stays
+    (`clip_score` or any other number of a row, more is better; `pixels`, as it was on the web), then the `first` in
+    the order of the rows. A twin that won at one rule may still be dropped by a later one: so rules on duplicates
+    stand last by default, and balancing behind them.
+
+    `subset`: write the kept uids as DataComp's subset file too (`subset.npy`).
     """
 
     pools: tuple[str, ...] = ()
     order: tuple[str, ...] = ORDER
-    prefer: Literal["clip_score", "pixels", "first"] = "clip_score"
+    prefer: str = "clip_score"
+    subset: bool = False
     small: rules.Small = field(default_factory=rules.Small)
     elongated: rules.Elongated = field(default_factory=rules.Elongated)
     caption_words: rules.CaptionWords = field(default_factory=rules.CaptionWords)
     caption_chars: rules.CaptionChars = field(default_factory=rules.CaptionChars)
     language: rules.Language = field(default_factory=rules.Language)
-    evaluation_overlap: rules.EvaluationOverlap = field(default_factory=rules.EvaluationOverlap)
+    evaluation_overlap: EvaluationOverlap = field(default_factory=EvaluationOverlap)
     clip: rules.Clip = field(default_factory=rules.Clip)
-    near_duplicate: rules.NearDuplicate = field(default_factory=rules.NearDuplicate)
+    near_duplicate: NearDuplicate = field(default_factory=NearDuplicate)
+    rules: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if problem := rules.check_order(self.order, ORDER):
-            raise UserError(f"order: {problem}")
+        known = [*ORDER, *self.rules]
+        for name in self.order:
+            if name not in known:
+                raise UserError(f"order: found unknown rule '{name}'{nearest(name, known)}; expected some of "
+                                f"{', '.join(known)}")
+            if self.order.count(name) > 1 or known.count(name) > 1:
+                raise UserError(f"order: found rule '{name}' twice; expected it once; name the other one differently")
+        if self.order[:2] != FIRST:
+            raise UserError(f"order: found {list(self.order[:2])} first; expected downloaded, decoded: the other rules "
+                            f"judge pictures that are there")
+        made = {name: self._made(name) for name in self.rules}
+        if late := [name for name in self.order[:-1] if isinstance(made.get(name), Balance)]:
+            raise UserError(f"order: found {late[0]} before {self.order[-1]}; expected balancing last: what is dropped "
+                            f"behind it would tip the balance again")
 
-    def rules(self) -> list[tuple[str, Rule]]:
+    def ordered(self) -> list[tuple[str, Rule]]:
         """(name, rule) in the order in which they are asked."""
-        return [(name, PLAIN[name] if name in PLAIN else getattr(self, name)) for name in self.order]
+        return [(name, self._rule(name)) for name in self.order]
+
+    def _rule(self, name: str) -> Rule:
+        return self._made(name) if name in self.rules else PLAIN[name] if name in PLAIN else getattr(self, name)
+
+    def _made(self, name: str) -> Rule:
+        settings = self.rules[name]
+        if not isinstance(settings, dict):
+            raise UserError(f"rules.{name}: found {settings!r}; expected a mapping with a kind and its settings")
+        kind = settings.get("kind", "column")
+        if kind not in KINDS:
+            raise UserError(f"rules.{name}: found kind '{kind}'{nearest(kind, KINDS)}; expected one of "
+                            f"{', '.join(KINDS)}")
+        return parse(KINDS[kind], {k: v for k, v in settings.items() if k != "kind"}, f"rules.{name}")
 
 
 def select(pools: Path, annotations: Path, questions: Path, out: Path, config: SelectConfig) -> None:
@@ -75,16 +123,23 @@ def select(pools: Path, annotations: Path, questions: Path, out: Path, config: S
     """
     out = Path(out)
     (out / shards.MANIFEST).unlink(missing_ok=True)
-    rows = load_rows(Path(pools), Path(annotations), Path(questions), config)
-    decided, steps = decide(rows, config.rules())
+    names = pool_names(Path(pools), config.pools)
+    pictures = partial(evaluation_images, Path(questions))
+    rows = load_rows(Path(pools), Path(annotations), names, prefer=config.prefer, evaluation=pictures)
+    decided, steps = decide(rows, config.ordered())
     funnel = decided.funnel(steps)
-    shards.write_table(out / DECISIONS, decided.table())
+    shards.write_tables(out / DECISIONS, SCHEMA, decided.tables())
     shards.write_json(out / FUNNEL, funnel)
     if not funnel["kept"]:
         raise UserError(_nothing_kept(funnel, out))
-    files = {name: shards.sha256_file(out / name) for name in (DECISIONS, FUNNEL)}
-    entry = {"name": "decisions", "rows": len(rows), "files": files}
-    shards.write_manifest(out, KIND, [entry], kept=funnel["kept"], pools=_lineage(Path(pools), rows.pool_names))
+    files = [DECISIONS, FUNNEL]
+    (out / SUBSET).unlink(missing_ok=True)
+    if config.subset:
+        write_subset(out / SUBSET, rows.uids(np.flatnonzero(decided.code == KEPT)))
+        files.append(SUBSET)
+    entry = {"name": "decisions", "rows": len(rows), "files": {name: shards.sha256_file(out / name) for name in files}}
+    lineage = {name: shards.sha256_file(Path(pools) / name / shards.MANIFEST) for name in names}
+    shards.write_manifest(out, KIND, [entry], kept=funnel["kept"], pools=lineage)
 
 
 def _nothing_kept(funnel: dict, out: Path) -> str:
@@ -95,14 +150,14 @@ def _nothing_kept(funnel: dict, out: Path) -> str:
     )
 
 
-def _lineage(pools: Path, names: Sequence[str]) -> dict[str, str]:
-    return {name: shards.sha256_file(pools / name / shards.MANIFEST) for name in names}
-
-
 # --- deciding ----------------------------------------------------------------------------------------------
 
 class Decisions:
-    """One decision per row, filled rule by rule, as columns over all N rows."""
+    """One decision per row, filled rule by rule, as columns over all N rows.
+
+    `other` is the position of the row that stayed instead, or -1; below that, -2 - position in `strangers`, the
+    names of pictures that are in no pool.
+    """
 
     def __init__(self, rows: Rows):
         self.rows = rows
@@ -110,6 +165,7 @@ class Decisions:
         self.code = np.full(len(rows), KEPT, np.int16)
         self.value, self.threshold = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
         self.other = np.full(len(rows), -1, np.int64)
+        self.strangers = pa.array([], pa.string())
 
     def drop(self, name: str, drops: Drops) -> None:
         assert (self.code[drops.index] == KEPT).all(), f"{name} dropped a row that was gone already"
@@ -117,30 +173,36 @@ class Decisions:
         for column, found in ((self.value, drops.value), (self.threshold, drops.threshold), (self.other, drops.other)):
             if found is not None:
                 column[drops.index] = found
+        if drops.names is not None:
+            known = drops.names.is_valid().to_numpy(zero_copy_only=False)
+            self.other[drops.index[known]] = -2 - len(self.strangers) - np.arange(known.sum())
+            self.strangers = pa.concat_arrays([self.strangers, drops.names.filter(pa.array(known))])
 
-    def _codes(self, name: str, drops: Drops) -> np.ndarray | int:
-        if drops.reasons is None:
-            self.reasons.append(name)
-            return len(self.reasons) - 1
-        encoded = drops.reasons.dictionary_encode()
+    def _codes(self, name: str, drops: Drops) -> np.ndarray:
         start = len(self.reasons)
-        self.reasons += encoded.dictionary.to_pylist()
-        return encoded.indices.to_numpy() + start
+        if drops.reasons is not None:
+            self.reasons += drops.reasons.dictionary.to_pylist()
+            return drops.reasons.indices.to_numpy() + start
+        self.reasons += [name, f"{name}:missing"]
+        return start + (0 if drops.missing is None else drops.missing.astype(np.int16))
 
-    def table(self) -> pa.Table:
-        """decisions.parquet: uid, pool, kept, reason, value, threshold, other_uid."""
-        dropped = self.code != KEPT
-        names = pa.array(self.reasons)
-        pools = pa.array(self.rows.pool_names, pa.string())
-        return pa.table({
-            "uid": self.rows.uid,
-            "pool": pools.take(pa.array(self.rows.pool)),
-            "kept": ~dropped,
-            "reason": names.take(pa.array(self.code, mask=~dropped)),
-            "value": pa.array(self.value, mask=np.isnan(self.value)),
-            "threshold": pa.array(self.threshold, mask=np.isnan(self.threshold)),
-            "other_uid": self.rows.names.take(pa.array(self.other, mask=self.other < 0)),
-        })
+    def tables(self) -> Iterator[pa.Table]:
+        """decisions.parquet, shard by shard: uid, pool, kept, reason, value, threshold, other_uid."""
+        names, pools = pa.array(self.reasons), pa.array(self.rows.pool_names, pa.string())
+        twins = np.unique(self.other[self.other >= 0])
+        others = pa.concat_arrays([self.rows.uids(twins), self.strangers])
+        for here, table in self.rows.scan(["uid"]):
+            code, value, threshold, other = (x[here] for x in (self.code, self.value, self.threshold, self.other))
+            place = np.where(other >= 0, np.searchsorted(twins, other), len(twins) - 2 - other)
+            yield pa.table({
+                "uid": table["uid"].cast(pa.string()),
+                "pool": pools.take(pa.array(self.rows.pool[here])),
+                "kept": code == KEPT,
+                "reason": names.take(pa.array(code, mask=code == KEPT)),
+                "value": pa.array(value, mask=np.isnan(value)),
+                "threshold": pa.array(threshold, mask=np.isnan(threshold)),
+                "other_uid": others.take(pa.array(place, mask=other == -1)),
+            }, schema=SCHEMA)
 
     def funnel(self, steps: list[dict]) -> dict:
         """Counts over everything and per pool, checked: kept and all reasons add up to the pool."""
@@ -159,52 +221,60 @@ class Decisions:
         return {"rows": len(codes), "kept": counts[KEPT], "reasons": reasons}
 
 
+class Overlap:
+    """How many rows each rule that judges each row alone would drop, and how many of those no other such rule does."""
+
+    def __init__(self, rows: int):
+        self._hits = np.zeros(rows, np.uint8)  # rules that drop a row
+        self._by_rule: dict[str, np.ndarray] = {}
+
+    def add(self, name: str, index: np.ndarray) -> None:
+        dropped = np.zeros(len(self._hits), bool)
+        dropped[index] = True
+        self._hits += dropped
+        self._by_rule[name] = np.packbits(dropped)
+
+    def counts(self, name: str) -> dict[str, int | None]:
+        if name not in self._by_rule:
+            return {"alone": None, "unique": None}
+        dropped = np.unpackbits(self._by_rule[name], count=len(self._hits)).astype(bool)
+        return {"alone": int(dropped.sum()), "unique": int((dropped & (self._hits == 1)).sum())}
+
+
 def decide(rows: Rows, ordered: Sequence[tuple[str, Rule]]) -> tuple[Decisions, list[dict]]:
-    """Ask the rules in order; each sees what the earlier ones left. Returns the decisions and a step per rule."""
-    decisions, steps = Decisions(rows), []
+    """Ask the rules in order; each sees what the earlier ones left. Returns the decisions and a step per rule.
+
+    A step counts `rows_in`, `dropped`, `rows_out`, and for a rule that judges each row alone how many of the decoded
+    rows it would drop `alone`, and how many of those are its `unique` ones: no other such rule drops them.
+    """
+    rows.require([rule.column for _, rule in ordered if hasattr(rule, "column")])
+    decisions, overlap, steps = Decisions(rows), Overlap(len(rows)), []
+    present = None
     for name, rule in ordered:
         alive = np.flatnonzero(decisions.code == KEPT)
-        drops = rule.drops(rows, alive)
+        if name not in FIRST and present is None:
+            present = alive
+        if rule.alone:
+            drops = rule.drops(rows, present)
+            overlap.add(name, drops.index)
+            drops = drops.take(decisions.code[drops.index] == KEPT)
+        else:
+            drops = rule.drops(rows, alive)
         decisions.drop(name, drops)
         by_pool = np.bincount(rows.pool[drops.index], minlength=len(rows.pool_names)).tolist()
         steps.append({
             "reason": name, "rows_in": len(alive), "dropped": len(drops.index),
             "rows_out": len(alive) - len(drops.index), "pools": dict(zip(rows.pool_names, by_pool)),
-            "config": asdict(rule), **drops.facts,
+            "config": _plain(asdict(rule)), **drops.facts,
         })
-    return decisions, steps
+    return decisions, [step | overlap.counts(step["reason"]) for step in steps]
 
 
-# --- loading -----------------------------------------------------------------------------------------------
+def _plain(config: dict) -> dict:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}
 
-def load_rows(pools: Path, annotations: Path, questions: Path, config: SelectConfig) -> Rows:
-    """All rows of all pools, joined with their annotations."""
-    names = pool_names(pools, config.pools)
-    tables = [shards.read_rows(pools / name, POOL_COLUMNS) for name in names]
-    table = pa.concat_tables(tables)
-    measured, places, start = [], [], 0
-    for name, pool in zip(names, tables):
-        found, place = read_annotations(annotations / name, name, pool, ("uid", *NUMBERS, *TEXTS, "phash", "thumbnail"))
-        measured.append(found)
-        places.append(np.where(place < 0, -1, place + start))
-        start += len(found)
-    annotated, notes = np.concatenate(places), pa.concat_tables(measured)
-    spread = notes.select([*NUMBERS, *TEXTS]).take(pa.array(annotated, mask=annotated < 0))
-    numbers = {name: _numbers(spread[name]) for name in NUMBERS}
-    numbers |= {name: _numbers(table[name]) for name in ("original_width", "original_height")}
-    texts = {name: _text(table[name]) for name in ("status", "reason", "sha256")}
-    texts |= {name: _text(spread[name]) for name in TEXTS}
-    evaluation, uids = look([]), pa.array([], pa.string())
-    if "evaluation_overlap" in config.order:
-        found = evaluation_images(questions, config.evaluation_overlap.splits)
-        evaluation, uids = found.looks, found.uids
-    return Rows(
-        uid=_text(table["uid"]),
-        pool=np.repeat(np.arange(len(names), dtype=np.int16), [len(pool) for pool in tables]), pool_names=names,
-        numbers=numbers, texts=texts, looks=looks_of(notes), annotated=annotated,
-        priority=rules.twin_priority(config.prefer, len(table), numbers), evaluation=evaluation, evaluation_uids=uids,
-    )
 
+# --- what other stages read ---------------------------------------------------------------------------------
 
 def pool_names(pools: Path, wanted: Sequence[str] = ()) -> list[str]:
     """The wanted pools of a directory, by default all, sorted.
@@ -241,16 +311,4 @@ def read_annotations(
 
 def looks_of(notes: pa.Table) -> Looks:
     """The looks in an annotation table; rows without one (they have an error) get zeros."""
-    hashes = pc.fill_null(notes["phash"], 0).to_numpy().astype(np.uint64)
-    filled = pc.fill_null(notes["thumbnail"], pa.scalar(bytes(THUMBNAIL), pa.binary(THUMBNAIL))).chunks
-    parts = [np.frombuffer(c.buffers()[1], np.uint8)[c.offset * THUMBNAIL :][: len(c) * THUMBNAIL] for c in filled]
-    return Looks(hashes, np.concatenate([np.zeros(0, np.uint8), *parts]).reshape(-1, THUMBNAIL))
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy()
-
-
-def _text(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.cast(pa.string()).combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
+    return Looks(pc.fill_null(notes["phash"], 0).to_numpy().astype(np.uint64), thumbnails_of(notes["thumbnail"]))
