@@ -14,7 +14,9 @@ from vlmpipe import shards
 from vlmpipe.config import parse
 from vlmpipe.curate import annotate as module
 from vlmpipe.curate.annotate import AnnotateConfig, annotate
-from vlmpipe.curate.annotators.embedding import Embeddings
+from vlmpipe.curate.annotators.base import NoConfig
+from vlmpipe.curate.annotators.embedding import Embeddings, Probe
+from vlmpipe.curate.annotators.negative import NegClipLossConfig, batch_losses
 from vlmpipe.curate.duplicates import look
 from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
@@ -213,6 +215,104 @@ def test_language_needs_no_network():
     assert result.stdout.strip() == "['de', 'de', 'und']"
 
 
+# --- what is on, off and kept ------------------------------------------------------------------------------
+
+CHEAP = {"embeddings": None}
+
+
+def columns(directory) -> list[str]:
+    return shards.read_rows(directory).column_names
+
+
+def test_without_embeddings_no_scorer_is_asked_for(pool, tmp_path):
+    annotate("web", pool, tmp_path / "no such scorer", tmp_path / "out", AnnotateConfig(**CHEAP), INLINE)
+    rows = read(tmp_path / "out")
+    assert rows["a"]["sharpness"] is not None and "clip_score" not in rows["a"]
+    assert shards.read_manifest(tmp_path / "out")["scorer"] is None
+
+
+def test_switching_one_annotator_measures_that_one(pool, scorer, tmp_path):
+    whole = run(pool, scorer, tmp_path / "whole", pii=NoConfig())
+    out = run(pool, scorer, tmp_path / "out", pii=None)
+    assert "pii" not in columns(out)
+    done = scorer[1].pictures
+    run(pool, scorer, out, pii=NoConfig())
+    assert scorer[1].pictures == done
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    run(pool, scorer, out, quality=None)
+    assert "sharpness" not in columns(out) and "sharpness_error" not in columns(out) and scorer[1].pictures == done
+
+
+def test_nothing_on_still_says_which_rows_decode(pool, scorer, tmp_path):
+    off = dict.fromkeys(("geometry", "quality", "hashes", "text", "language", "pii", "embeddings"))
+    assert columns(run(pool, scorer, tmp_path / "out", **off)) == ["uid", "error"]
+    assert read(tmp_path / "out")["c"] == {"uid": "c", "error": "broken_image"}
+
+
+def test_a_probe_reads_the_embeddings_that_are_there(pool, scorer, tmp_path):
+    head = tmp_path / "head.npz"
+    np.savez(head, weight=np.array([1.0, 0, 0]), bias=np.zeros(1))
+    out = run(pool, scorer, tmp_path / "out")
+    done = scorer[1].pictures
+    probes = {"red": Probe.Config(head)}
+    run(pool, scorer, out, probes=probes)
+    rows = read(out)
+    assert rows["a"]["probe_red"] == pytest.approx(rows["a"]["image_embedding"][0]) and scorer[1].pictures == done
+    np.savez(head, weight=np.array([2.0, 0, 0]), bias=np.zeros(1))
+    run(pool, scorer, out, probes=probes)
+    assert read(out)["a"]["probe_red"] == pytest.approx(2 * rows["a"]["probe_red"]) and scorer[1].pictures == done
+    head.unlink()
+    with pytest.raises(UserError, match=r"found no file .*head\.npz; expected the weights of probe_red"):
+        run(pool, scorer, out, probes=probes)
+
+
+def test_neg_clip_loss_is_the_pools_and_survives_a_kill(pool, scorer, tmp_path):
+    settings = {"neg_clip_loss": NegClipLossConfig(batch=4, repeats=1)}
+    out = run(pool, scorer, tmp_path / "out", **settings)
+    rows = [row for row in read(out).values() if row["error"] is None]
+    images, texts = (np.array([r[f"{side}_embedding"] for r in rows], np.float32) for side in ("image", "text"))
+    assert [r["neg_clip_loss"] for r in rows] == pytest.approx(batch_losses(images, texts, 0.01), abs=1e-6)
+    assert read(out)["c"]["neg_clip_loss_error"] == "no image_embedding"
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    plain = run(pool, scorer, tmp_path / "plain")
+    (out / "00001.parquet").write_bytes((plain / "00001.parquet").read_bytes())
+    (out / "manifest.json").unlink()
+    run(pool, scorer, out, **settings)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    run(pool, scorer, out)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in plain.iterdir()}
+
+
+def test_failures_are_counted_and_said(pool, scorer, tmp_path, monkeypatch, capfd):
+    fine = FakeScorer.encode_texts
+
+    def fails(self, texts):
+        if "a red box" in texts:
+            raise RuntimeError("no red today")
+        return fine(self, texts)
+
+    monkeypatch.setattr(FakeScorer, "encode_texts", fails)
+    out = run(pool, scorer, tmp_path / "out")
+    row = read(out)["a"]
+    assert row["error"] is None and row["embeddings_error"] == "RuntimeError: no red today"
+    assert row["clip_score"] is None and row["sharpness"] is not None and read(out)["d"]["clip_score"] is not None
+    assert shards.read_manifest(out)["failed"]["embeddings"] == 1
+    assert "annotate web: embeddings failed on 1 rows" in capfd.readouterr().err
+
+
+def test_what_is_off_by_default_names_what_it_needs():
+    where = "params.yaml: curation.annotate"
+    assert parse(AnnotateConfig, {"faces": {}, "language": None}, where).faces is not None
+    with pytest.raises(UserError, match=r"found tmars without ocr; expected both; add `ocr: \{\}`"):
+        parse(AnnotateConfig, {"tmars": {}}, where)
+    with pytest.raises(UserError, match="found probes without embeddings"):
+        parse(AnnotateConfig, {"probes": {"x": {"file": "x.npz"}}, "embeddings": None}, where)
+    with pytest.raises(UserError, match=r"unknown key 'curation\.annotate\.faces|unknown key 'size'"):
+        parse(AnnotateConfig, {"faces": {"size": 1}}, where)
+
+
 def test_config_refuses_nonsense():
     with pytest.raises(UserError, match="batch_size 0"):
         AnnotateConfig(batch_size=0)
+    with pytest.raises(UserError, match="threads -1"):
+        AnnotateConfig(threads=-1)

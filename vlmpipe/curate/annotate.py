@@ -138,26 +138,26 @@ def _fingerprint(*facts: object) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _carried(path: Path) -> Fingerprints:
-    """The fingerprints in a shard's file; none where it is not there or damaged."""
+def _carried(path: Path) -> Fingerprints | None:
+    """The fingerprints in a shard's file; None where it is not there or damaged."""
     try:
         shards.check_file(path.parent, path.name)  # a damaged file still carries its fingerprints
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowInvalid, UserError):
-        return {}
+        return None
     return json.loads(metadata.get(FINGERPRINTS, b"{}"))
 
 
 def _done(task: Task) -> bool:
     carried = _carried(task.path)
-    return {name: mark for name, mark in carried.items() if name != negative.NAME} == task.fingerprints
+    return carried is not None and carried | {negative.NAME: None} == task.fingerprints | {negative.NAME: None}
 
 
 # --- a shard -----------------------------------------------------------------------------------------------
 
 def annotate_shard(task: Task) -> None:
     """Write one shard's annotations; rows are the pool's downloaded ones in the pool's order."""
-    carried = _carried(task.path)
+    carried = _carried(task.path) or {}
     kept = {name for name, mark in task.fingerprints.items() if carried.get(name) == mark}
     old = pq.read_table(task.path).combine_chunks() if kept else None
     fresh = tuple(name for name in task.fingerprints if name not in kept)
@@ -244,7 +244,7 @@ def _pool_task(name: str, tasks: list[Task], config: AnnotateConfig) -> PoolTask
 
 
 def _pool_done(task: PoolTask) -> bool:
-    return all(_carried(path).get(negative.NAME) == task.mark for path in task.paths)
+    return all((_carried(path) or {}).get(negative.NAME) == task.mark for path in task.paths)
 
 
 def annotate_pool(task: PoolTask) -> None:
@@ -252,7 +252,7 @@ def annotate_pool(task: PoolTask) -> None:
     losses = negative.pool_losses(task.paths, task.config) if task.config else None
     at = 0
     for path in task.paths:
-        table, marks = pq.read_table(path), _carried(path)
+        table, marks = pq.read_table(path), _carried(path) or {}
         rows = slice(at, at + len(table))
         at = rows.stop
         if marks.pop(negative.NAME, None) == task.mark:

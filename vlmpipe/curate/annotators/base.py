@@ -102,6 +102,11 @@ class Annotator:
         raise NotImplementedError
 
 
+def several(kind: pa.DataType, count: int = -1) -> pa.DataType:
+    """A list, of `count` where that is fixed. Parquet names its items so: rewritten, a file is the same."""
+    return pa.list_(pa.field("element", kind), count)
+
+
 def floats(name: str) -> pa.Field:
     return pa.field(name, pa.float32())
 

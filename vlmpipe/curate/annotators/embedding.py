@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from vlmpipe.curate.annotators.base import Annotator, Batch, Tools, embedding_rows, floats
+from vlmpipe.curate.annotators.base import Annotator, Batch, Tools, embedding_rows, floats, several
 from vlmpipe.errors import UserError
 
 CHUNK = 16  # pictures that one thread makes ready for the model
@@ -29,7 +29,7 @@ class Embeddings(Annotator):
 
     def __init__(self, config: Config, tools: Tools):
         super().__init__(config, tools)
-        embedding = pa.list_(pa.float16(), np.asarray(tools.scorer.encode_texts(["width"])).shape[1])
+        embedding = several(pa.float16(), np.asarray(tools.scorer.encode_texts(["width"])).shape[1])
         self.fields = [
             floats("clip_score"), pa.field("image_embedding", embedding), pa.field("text_embedding", embedding),
         ]
@@ -49,7 +49,7 @@ class Embeddings(Annotator):
 
 def _packed(embedding_NE: np.ndarray) -> pa.Array:
     values = pa.array(embedding_NE.astype(np.float16).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(values, embedding_NE.shape[1])
+    return pa.FixedSizeListArray.from_arrays(values, type=several(pa.float16(), embedding_NE.shape[1]))
 
 
 class Probe(Annotator):

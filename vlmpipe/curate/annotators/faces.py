@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import ImageFilter
 
-from vlmpipe.curate.annotators.base import Annotator, Batch, Tools, floats
+from vlmpipe.curate.annotators.base import Annotator, Batch, Tools, floats, several
 from vlmpipe.errors import UserError
 from vlmpipe.images import decode_rgb
 
-BOXES = pa.list_(pa.list_(pa.int32(), 4))  # left, top, right, bottom in pixels as stored
+BOXES = several(several(pa.int32(), 4))  # left, top, right, bottom in pixels as stored
 CASCADE = "haarcascade_frontalface_alt2.xml"
 JPEG_QUALITY = 95
 

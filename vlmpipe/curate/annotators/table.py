@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import cv2
+
 from vlmpipe.curate.annotators.base import Annotator, NoConfig, Tools
 from vlmpipe.curate.annotators.caption import Language, PersonalData, Text
 from vlmpipe.curate.annotators.embedding import Embeddings, Probe
@@ -77,6 +79,7 @@ class AnnotateConfig:
         Raises:
             UserError: a file or a package that one of them needs is not there; it says how to mend or turn it off.
         """
+        cv2.setNumThreads(1)  # one item of work a core, as everywhere: more threads would only wait for each other
         prefix = self.embeddings.caption_prefix if self.embeddings else ""
         tools = Tools(scorer, self.batch_size, prefix)
         chosen = {name: both for name, both in self.chosen().items() if name in names}
