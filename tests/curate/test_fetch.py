@@ -22,6 +22,7 @@ from PIL import Image
 from tests.curate.web_of_faults import faulty_web, picture
 from vlmpipe import shards
 from vlmpipe.config import parse
+from vlmpipe.curate import ledger
 from vlmpipe.curate.fetch import download
 from vlmpipe.curate.pool import PoolConfig
 from vlmpipe.curate.spool import Spool
@@ -360,8 +361,8 @@ def test_a_pool_of_dead_urls_ends_by_itself_and_leaves_its_evidence(tmp_path):
         run(tmp_path, urls, samples_per_shard=500, threads=32, offline_after=50)
     assert time.monotonic() - started < 30
     assert set(shards.read_rows(tmp_path / "out")["status"].to_pylist()) == {"retriable"}
-    ledger = [json.loads(line) for path in (tmp_path / "state" / "ledger").iterdir() for line in path.open()]
-    assert len(ledger) == 2000 and {line["status"] for line in ledger} == {"retriable"}
+    lines = [line for path in (tmp_path / "state" / "ledger").iterdir() for line in ledger.read(path)]
+    assert len(lines) == 2000 and {line["status"] for line in lines} == {"retriable"}
 
 
 @pytest.mark.slow

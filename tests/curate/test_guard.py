@@ -89,7 +89,7 @@ def test_a_name_that_changes_its_address_after_the_check_is_caught_by_the_peer(w
     real = socket.socket.connect
     monkeypatch.setattr(guard_module, "_resolve", lambda host, port: [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", port))])
-    monkeypatch.setattr(guard_module._Bounded, "connect", lambda self, target: real(self, ("127.0.0.1", web.port)),
+    monkeypatch.setattr(guard_module.Bounded, "connect", lambda self, target: real(self, ("127.0.0.1", web.port)),
                         raising=False)
     with pytest.raises(Failure) as caught:
         fetch(Guard(Rules()), "http://rebinding.test/ok/56.jpg")

@@ -8,7 +8,7 @@ import http.client
 import re
 import ssl
 import time
-import urllib.error
+from collections.abc import Mapping
 
 # A later try may succeed. Every other reason is final: the row is refused and never asked for again.
 RETRIABLE = {
@@ -60,10 +60,6 @@ def explain(error: BaseException, deadline: float) -> Failure:
     """The Failure that an exception of urllib, http.client, ssl or socket stands for; `deadline`: its limit in s."""
     if isinstance(error, Failure):
         return error
-    if isinstance(error, urllib.error.HTTPError):
-        return _http_failure(error)
-    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
-        return explain(error.reason, deadline)
     for kinds, reason, detail in _EXPLANATIONS:
         if isinstance(error, kinds):
             return Failure(reason, detail or str(error))
@@ -86,15 +82,13 @@ _EXPLANATIONS = (
 )
 
 
-def _http_failure(error: urllib.error.HTTPError) -> Failure:
-    error.close()
-    if 300 <= error.code < 400:
-        if "is not allowed" in str(error.msg):  # urllib's own words for another scheme
-            return Failure("scheme", "a redirect that leaves http and https", error.code)
-        return Failure("redirect", "too many redirects, or to nowhere", error.code)
-    wait = retry_after(error.headers.get("Retry-After")) if error.code in ASKS_TO_WAIT else None
-    detail = BUSY if error.code in ASKS_TO_WAIT else http.client.responses.get(error.code, "")
-    return Failure(f"http_{error.code}", detail, error.code, wait)
+def http_failure(status: int, headers: Mapping[str, str]) -> Failure:
+    """What an answer that is no success stands for. Of a redirect: that it was one too many, or leads nowhere."""
+    if 300 <= status < 400:
+        return Failure("redirect", "too many redirects, or to nowhere", status)
+    wait = retry_after(headers.get("Retry-After")) if status in ASKS_TO_WAIT else None
+    detail = BUSY if status in ASKS_TO_WAIT else http.client.responses.get(status, "")
+    return Failure(f"http_{status}", detail, status, wait)
 
 
 def retry_after(text: str | None) -> float | None:

@@ -10,24 +10,26 @@ import http.client
 import ipaddress
 import re
 import socket
-import ssl
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-from vlmpipe.curate.failures import ASKS_TO_WAIT, BUSY, Failure, explain, status_of
+from vlmpipe.curate.failures import ASKS_TO_WAIT, BUSY, Failure, explain, http_failure, status_of
 from vlmpipe.curate.hosts import Hosts, Record, Rules
+from vlmpipe.curate.robots import Robots
+from vlmpipe.curate.wire import Bounded, Line, Lines, budget, seconds_left
 
 HEADER_BYTES = 1 << 20  # allowed on top of the body's cap, for headers and the bodies of redirects
+ROBOTS_BYTES = 512 << 10  # RFC 9309, 2.5: at least 500 KiB are read
+REDIRECTS = {301, 302, 303, 307, 308}
+ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 47}  # zlib's wbits
 SENT_AS_IS = "%/:=&?~+!$,;'@()*[]|"
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_here = threading.local()  # deadline and bytes left of the request that this thread is making
 
 
 def tagged(url: str, tag: object) -> str:
@@ -55,23 +57,11 @@ class Guard:
         self.hosts = hosts or Hosts(rules)
         self.records: dict[str, Record] = {}
         self.cancelled = False
+        self.robots = Robots(self._robots_file, re.split("[/ ]", rules.agent)[0]) if rules.robots_txt else None
         self._allow = [ipaddress.ip_network(network, strict=False) for network in rules.allow]
         self._mapped = {_plain(host): tuple(place) for host, place in rules.hosts.items()}
-        self._director = self._build()
-
-    def _build(self) -> urllib.request.OpenerDirector:
-        # No proxy handler: a proxy's address says nothing about where a request ends. No file, ftp or data handler.
-        director = urllib.request.OpenerDirector()
-        context = ssl.create_default_context()
-        context.sslsocket_class = _BoundedTLS
-        redirects = _Redirects()
-        redirects.max_redirections, redirects.max_repeats = self.rules.redirects, self.rules.redirects
-        for handler in (
-            _Http(self._connect), _Https(self._connect, context), redirects,
-            urllib.request.HTTPErrorProcessor(), urllib.request.HTTPDefaultErrorHandler(),
-        ):
-            director.add_handler(handler)
-        return director
+        self._lines = Lines(self._connect, rules.connect_timeout)
+        self._addresses: dict[tuple[str, int], list[tuple]] = {}
 
     @contextmanager
     def installed(self) -> Iterator["Guard"]:
@@ -81,6 +71,7 @@ class Guard:
             yield self
         finally:
             urllib.request.install_opener(None)
+            self._lines.close()
 
     def record(self, tag: object) -> Record:
         return self.records.setdefault(str(tag), Record())
@@ -97,16 +88,51 @@ class Guard:
         """
         url, _, tag = request.full_url.rpartition("#")
         record = self.record(tag)
-        record.deferred, record.final, record.http_status = False, False, None
+        record.deferred, record.final, record.http_status, record.final_url = False, False, None, None
         host = _check_url(url, record)
         with self._watched(record, host):
             self._check_busy(host, record)
             record.attempts += 1
-            plain = urllib.request.Request(url, headers=dict(request.header_items()))
-            response = self._director.open(plain, timeout=self.rules.connect_timeout)
-            record.http_status = response.status
+            line, record.final_url = self._follow(url, self.robots)
+            record.http_status = line.response.status
             self.hosts.served(host)
-            return Answer(self, response, record, host)
+            if self.rules.opt_out and line.response.headers.get("TDM-Reservation", "").strip() == "1":
+                line.close()
+                raise Failure("opt_out", "TDM-Reservation: 1", line.response.status)
+            return Answer(self, line, record, host)
+
+    def _follow(self, url: str, robots: Robots | None) -> tuple[Line, str]:
+        """The answer at the end of all redirects, and its address."""
+        for _ in range(self.rules.redirects + 1):
+            if robots is not None and not robots.allows(url):
+                raise Failure("robots_txt", "the host's robots.txt asks not to fetch it")
+            parts = urllib.parse.urlsplit(url)
+            path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+            headers = {"User-Agent": self.rules.agent, "Accept": "*/*"}
+            line = self._lines.ask((parts.scheme, parts.hostname, parts.port), path, headers)
+            status, place = line.response.status, line.response.headers.get("Location")
+            if 200 <= status < 300:
+                return line, url
+            failure = http_failure(status, line.response.headers)
+            line.close()
+            if status not in REDIRECTS or place is None:
+                raise failure
+            url = urllib.parse.urljoin(url, _as_sent(place))
+            _check_url(url, None)
+        raise failure
+
+    def _robots_file(self, url: str) -> bytes | None:
+        """The robots.txt at `url`; None where there is none."""
+        try:
+            line, _ = self._follow(url, None)
+        except Failure as failure:
+            if failure.http_status is not None and 400 <= failure.http_status < 500 and failure.http_status != 429:
+                return None
+            raise
+        try:
+            return line.response.read(ROBOTS_BYTES)
+        finally:
+            line.close()
 
     def _check_busy(self, host: str, record: Record) -> None:
         if self.cancelled:
@@ -120,10 +146,9 @@ class Guard:
     def _watched(self, record: Record, host: str) -> Iterator[None]:
         """Bound the block by the URL's deadline, and turn whatever it raises into a Failure."""
         start = time.monotonic()
-        _here.deadline = start + self.rules.deadline - record.spent
-        _here.bytes_left = self.rules.max_bytes + HEADER_BYTES
         try:
-            yield
+            with budget(self.rules.deadline - record.spent, self.rules.max_bytes + HEADER_BYTES):
+                yield
         except Exception as error:
             failure = explain(error, self.rules.deadline)
             record.http_status = failure.http_status or record.http_status
@@ -140,6 +165,10 @@ class Guard:
             wait = wait if failure.wait is None else failure.wait
         elif failure.http_status is not None:
             self.hosts.served(host)
+        if failure.reason == "timeout":
+            self.hosts.slow(host, failure)
+        elif failure.http_status is not None:
+            self.hosts.finished(host)
         record.not_before = now + wait
         record.final = failure.hopeless or status_of(failure.reason) == "refused" or wait > self.rules.max_wait
 
@@ -167,11 +196,11 @@ class Guard:
     def _dial(self, host: str, port: int) -> socket.socket:
         mapped = self._mapped.get(host)
         refusal = Failure("dns", "the name has no address")
-        for family, kind, protocol, _, target in _resolve(*(mapped or (host, port))):
-            connection = _Bounded(family, kind, protocol)
+        for family, kind, protocol, _, target in self._look_up(*(mapped or (host, port))):
+            connection = Bounded(family, kind, protocol)
             try:
                 self._check_address(target[0], mapped)
-                connection.settimeout(min(self.rules.connect_timeout, _seconds_left()))
+                connection.settimeout(min(self.rules.connect_timeout, seconds_left()))
                 connection.connect(target)
                 self._check_address(connection.getpeername()[0], mapped)
                 return connection
@@ -179,6 +208,14 @@ class Guard:
                 connection.close()
                 refusal = _connect_failure(error, self.rules)
         raise refusal
+
+    def _look_up(self, host: str, port: int) -> list[tuple]:
+        """Where a host is: asked once a run. The peer of each connection is checked, so a stale answer does no harm."""
+        known = self._addresses.get((host, port))
+        if known is None:
+            wait = min(self.rules.connect_timeout, seconds_left())
+            known = self._addresses[host, port] = _in_time(_resolve, host, port, wait)
+        return known
 
     def _check_address(self, text: str, mapped: tuple[str, int] | None) -> None:
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -191,104 +228,62 @@ class Guard:
 class Answer:
     """An open response, as `urlopen` gives it, whose body is bounded in size and time."""
 
-    def __init__(self, guard: Guard, response: http.client.HTTPResponse, record: Record, host: str):
-        self._guard, self._response, self._record, self._host = guard, response, record, host
-        self.headers = response.headers
+    def __init__(self, guard: Guard, line: Line, record: Record, host: str):
+        self._guard, self._line, self._record, self._host = guard, line, record, host
+        self.headers = line.response.headers
 
     def __enter__(self) -> "Answer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._response.close()
+        self._line.close()
 
     def read(self) -> bytes:
-        """The whole body.
+        """The whole body, its Content-Encoding undone.
 
         Raises:
-            Failure: too large, too slow, or shorter than the server said.
+            Failure: too large before or after unpacking, too slow, or shorter than the server said.
         """
         with self._guard._watched(self._record, self._host):
-            return self._read(self._guard.rules.max_bytes)
+            cap = self._guard.rules.max_bytes
+            body = _unpacked(self._read(cap), self.headers.get("Content-Encoding"), cap)
+            self._guard.hosts.finished(self._host)
+            return body
 
     def _read(self, cap: int) -> bytes:
-        expected = self._response.length
-        if expected is not None and expected > cap:
-            raise Failure("too_large", f"{expected} bytes; at most {cap} are taken")
+        response = self._line.response
+        expected = response.length
+        if expected is not None:
+            if expected > cap:
+                raise Failure("too_large", f"{expected} bytes; at most {cap} are taken")
+            try:
+                return response.read()
+            except http.client.IncompleteRead:
+                raise Failure("truncated", f"fewer than the {expected} bytes announced") from None
         chunks, size = [], 0
-        while chunk := self._response.read1(1 << 16):
+        while chunk := response.read1(1 << 16):
             chunks.append(chunk)
             size += len(chunk)
             if size > cap:
                 raise Failure("too_large", f"more than the {cap} bytes that are taken")
-        if expected is not None and size < expected:
-            raise Failure("truncated", f"fewer than the {expected} bytes announced")
         return b"".join(chunks)
 
 
-# --- parts of a connection ---------------------------------------------------------------------------------
-
-class _Bounded(socket.socket):
-    """A socket whose reads end with the deadline and the byte budget of the thread's request."""
-
-    def recv_into(self, *arguments: Any, **options: Any) -> int:
-        self.settimeout(_seconds_left())
-        return _spend(super().recv_into(*arguments, **options))
-
-
-class _BoundedTLS(ssl.SSLSocket):
-    def recv_into(self, *arguments: Any, **options: Any) -> int:
-        self.settimeout(_seconds_left())
-        return _spend(super().recv_into(*arguments, **options))
-
-
-def _seconds_left() -> float:
-    left = _here.deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _spend(count: int) -> int:
-    _here.bytes_left -= count
-    if _here.bytes_left < 0:
-        raise Failure("too_large", "more bytes than are taken, in headers or redirects")
-    return count
-
-
-class _HttpConnection(http.client.HTTPConnection):
-    def __init__(self, *arguments: Any, connect: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self._create_connection = connect
-
-
-class _HttpsConnection(http.client.HTTPSConnection):
-    def __init__(self, *arguments: Any, connect: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self._create_connection = connect
-
-
-class _Http(urllib.request.HTTPHandler):
-    def __init__(self, connect: Any):
-        super().__init__()
-        self.connection = partial(_HttpConnection, connect=connect)
-
-    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self.connection, request)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, connect: Any, context: ssl.SSLContext):
-        super().__init__(context=context)
-        self.connection = partial(_HttpsConnection, connect=connect, context=context)
-
-    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self.connection, request)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, request, response, code, message, headers, url):
-        _check_url(url, None)
-        return super().redirect_request(request, response, code, message, headers, url)
+def _unpacked(body: bytes, encoding: str | None, cap: int) -> bytes:
+    """Undo the compression that a server applied unasked; what it grows to is capped like any body."""
+    encoding = (encoding or "identity").strip().lower()
+    if encoding == "identity" or not body:
+        return body
+    if encoding not in ENCODINGS:
+        raise Failure("encoding", f"Content-Encoding '{encoding[:40]}', which was not asked for")
+    unpacker = zlib.decompressobj(ENCODINGS[encoding])
+    try:
+        plain = unpacker.decompress(body, cap + 1)
+    except zlib.error:
+        raise Failure("encoding", f"a body that is no {encoding}") from None
+    if len(plain) > cap:
+        raise Failure("too_large", f"more than the {cap} bytes that are taken, unpacked")
+    return plain
 
 
 # --- small judgements --------------------------------------------------------------------------------------
@@ -303,6 +298,14 @@ def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     if inner is not None:
         return is_public(inner)
     return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def host_of(url: str) -> str:
+    """The host that a listed URL names, or nothing where it names none."""
+    try:
+        return _plain(urllib.parse.urlsplit(url.strip()).hostname or "")
+    except ValueError:
+        return ""
 
 
 def _check_url(url: str, record: Record | None) -> str:
@@ -326,6 +329,31 @@ def _check_url(url: str, record: Record | None) -> str:
 
 def _plain(host: str) -> str:
     return host.casefold().rstrip(".").strip("[]")
+
+
+def _as_sent(place: str) -> str:
+    """A Location header as it can be asked for: http.client hands on raw bytes as Latin-1."""
+    place = place.partition("#")[0].strip()
+    return urllib.parse.quote(place.encode("latin-1", "replace"), safe=SENT_AS_IS)
+
+
+def _in_time(look_up: Any, host: str, port: int, seconds: float) -> list[tuple]:
+    """`look_up(host, port)` with a limit: the system's resolver has its own, of half a minute for one name."""
+    found: list = []
+
+    def ask() -> None:
+        try:
+            found.append(look_up(host, port))
+        except Exception as error:
+            found.append(error)
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    asker.join(seconds)
+    answer = found[0] if found else Failure("dns", f"no answer about the name in {seconds:.0f} s")
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _resolve(host: str, port: int) -> list[tuple]:

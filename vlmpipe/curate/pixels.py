@@ -3,8 +3,10 @@
 `Decoder` talks to a child process that runs `serve`; what the child does with the bytes is its caller's.
 """
 
+import fcntl
 import json
 import os
+import queue
 import resource
 import select
 import signal
@@ -15,11 +17,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from PIL import Image
+from vlmpipe.images import MAX_PIXELS
 
 MEMORY = 3 << 30  # bytes of address space that one decode may add
 LENGTHS = struct.Struct(">QQ")
+PIPE_BYTES = 1 << 20  # one picture passes without either side waiting for the other
+
+
+ResizeMode = Literal["keep_ratio_largest", "keep_ratio", "center_crop", "border", "no"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is stored. `resize_mode` as in img2dataset; nothing is enlarged. `reduced`: jpegs are decoded reduced."""
+
+    image_size: int = 384
+    resize_mode: ResizeMode = "keep_ratio_largest"
+    jpeg_quality: int = 95
+    min_size: int = 0
+    max_aspect_ratio: float | None = None
+    max_pixels: int = MAX_PIXELS
+    reduced: bool = True
 
 
 @dataclass(frozen=True)
@@ -32,11 +52,6 @@ class Decoded:
     original_width: int | None = None
     original_height: int | None = None
     error: str | None = None
-
-
-def to_ppm(image: Image.Image) -> bytes:
-    """An RGB image as the simplest file that OpenCV reads, without loss."""
-    return b"P6 %d %d 255\n" % image.size + image.tobytes()
 
 
 # --- the child process -------------------------------------------------------------------------------------
@@ -83,6 +98,9 @@ class Decoder:
         self._child = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
         )
+        if sys.platform == "linux":
+            for pipe in (self._child.stdin, self._child.stdout):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def decode(self, data: bytes) -> Decoded:
         """Decode one file. A crash is tried once more in a fresh child, in case the child was killed from outside."""
@@ -142,3 +160,26 @@ class Decoder:
             self._child.stdout.close()
             self._child.wait()
             self._child = None
+
+
+class DecoderPool:
+    """Several decoders; as many threads as there are may ask at once, further ones wait for their turn."""
+
+    def __init__(self, command: Sequence[str], timeout: float, size: int):
+        self.size = size
+        self._free: queue.LifoQueue[Decoder] = queue.LifoQueue()
+        for _ in range(size):
+            decoder = Decoder(command, timeout)
+            decoder.start()
+            self._free.put(decoder)
+
+    def decode(self, data: bytes) -> Decoded:
+        decoder = self._free.get()
+        try:
+            return decoder.decode(data)
+        finally:
+            self._free.put(decoder)
+
+    def close(self) -> None:
+        for _ in range(self.size):
+            self._free.get().close()

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from vlmpipe import shards
 from vlmpipe.curate.hosts import Limits, Rules
+from vlmpipe.curate.pixels import ResizeMode, Wanted
 from vlmpipe.curate.sources.flavours import Columns
 from vlmpipe.curate.sources.source import Source
 from vlmpipe.errors import UserError
@@ -42,8 +43,10 @@ class PoolConfig(Limits):
     `urls`: a parquet, csv, tsv or jsonl file, a directory of them, or an fsspec URL; or where another `source` lies.
     `columns`: what they are called; recognised where they are not given. `allow_addresses`: networks in CIDR form
     beside the public ones. `resize_mode` as in img2dataset; nothing is enlarged. `min_size` is of the shorter side.
-    `opt_out` honours X-Robots-Tag, `user_agent` is the name it may address. `store`: an fsspec URL for the tars. What
-    the network may cost stands in `Limits`.
+    `reduced_decode`: large jpegs are decoded at a half, quarter or eighth of their size, which takes half the time
+    and changes a stored picture as much as its own compression does. `opt_out` honours X-Robots-Tag and
+    TDM-Reservation; `user_agent` is the name they may address, sent with `contact` (a page or a mail address) as
+    the User-Agent. `store`: an fsspec URL for the tars. What the network may cost stands in `Limits`.
     """
 
     urls: str
@@ -53,15 +56,17 @@ class PoolConfig(Limits):
     allow_addresses: tuple[str, ...] = ()
     samples_per_shard: int = 1000
     image_size: int = 384
-    resize_mode: Literal["keep_ratio_largest", "keep_ratio", "center_crop", "border", "no"] = "keep_ratio_largest"
+    resize_mode: ResizeMode = "keep_ratio_largest"
     jpeg_quality: int = 95
     min_size: int = 0
     max_aspect_ratio: float | None = None
     max_pixels: int = MAX_PIXELS
+    reduced_decode: bool = True
     decode_timeout: float = 20.0
     threads: int = 64
     opt_out: bool = True
     user_agent: str = "vlmpipe"
+    contact: str | None = None
     store: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +74,12 @@ class PoolConfig(Limits):
             "samples_per_shard", "image_size", "jpeg_quality", "max_pixels", "max_bytes", "connect_timeout",
             "deadline", "decode_timeout", "threads", "attempts",
         )
+        for name in ("host_connections", "host_rate", "redirects", "backoff", "max_wait", "offline_after"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: found {getattr(self, name)}; expected 0 or more")
+        agent = f"{self.user_agent}{self.contact or ''}"
+        if not self.user_agent.strip() or not agent.isascii() or not agent.isprintable():
+            raise UserError(f"user_agent, contact: found {agent!r}; expected a name, in plain ASCII")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}: found {getattr(self, name)}; expected more than 0")
@@ -84,12 +95,19 @@ class PoolConfig(Limits):
 
     def rules(self, hosts: Mapping[str, tuple[str, int]]) -> Rules:
         limits = {limit.name: getattr(self, limit.name) for limit in fields(Limits)}
-        return Rules(hosts=dict(hosts), allow=self.allow_addresses, **limits)
+        agent = f"{self.user_agent} (+{self.contact})" if self.contact else self.user_agent
+        return Rules(hosts=dict(hosts), allow=self.allow_addresses, agent=agent, opt_out=self.opt_out, **limits)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What of this the decoders need to know."""
+        return Wanted(self.image_size, self.resize_mode, self.jpeg_quality, self.min_size, self.max_aspect_ratio,
+                      self.max_pixels, self.reduced_decode)
 
     def settings(self, source: str) -> str:
         """A hash of all that decides what a URL becomes: a row is reused only under the same settings."""
         kept = ("allow_addresses", "image_size", "resize_mode", "jpeg_quality", "min_size", "max_aspect_ratio",
-                "max_pixels", "max_bytes", "redirects", "opt_out", "user_agent")
+                "max_pixels", "max_bytes", "redirects", "opt_out", "user_agent", "reduced_decode", "robots_txt")
         facts = {name: getattr(self, name) for name in kept}
         if self.serve:  # the same addresses may mean other pictures: those of another world
             facts["serve"] = [asdict(self.serve), shards.sha256_file(source) if os.path.isfile(source) else source]

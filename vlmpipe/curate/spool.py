@@ -50,6 +50,9 @@ class Spool:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
         os.close(self._file)
 
     def append(self, facts: dict, image: bytes | None = None) -> None:
