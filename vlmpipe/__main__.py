@@ -154,6 +154,36 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor()
 
 
+def _explain(options: argparse.Namespace) -> None:
+    from vlmpipe.curate.explain import as_json, explain, show
+
+    found = explain(options.uid, _root(options))
+    print(as_json(found)) if options.json else show(found)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from vlmpipe.publish import selection_at
+    from vlmpipe.report.compare import compare, show, write_page
+
+    root, names = _root(options), (options.a, options.b)
+    with selection_at(options.a, root) as a, selection_at(options.b, root) as b:
+        found = compare(a, b)
+    show(found, names)
+    out = options.out or root / "compare" / "index.html"
+    write_page(found, names, root / "pools", out, options.pictures)
+    print(f"pictures of both sides: {out}")
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from vlmpipe.curate.embed import embed
+
+    print(f"{embed(options.pictures, options.scorer, options.out)} pictures embedded in {options.out}")
+
+
+def _root(options: argparse.Namespace) -> Path:
+    return options.root or Path(compose.read_params()["root"])
+
+
 def _ask(options: argparse.Namespace) -> None:
     from vlmpipe.models.generate import answer
 
@@ -219,6 +249,30 @@ def _serve_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--interval", type=float, metavar="SECONDS", help="run this often instead")
 
 
+def _root_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", type=Path, help="the profile's data (default: root of params.yaml)")
+
+
+def _explain_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("uid", help="a sample's uid or its beginning")
+    command.add_argument("--json", action="store_true", help="print one json object")
+    _root_option(command)
+
+
+def _compare_options(command: argparse.ArgumentParser) -> None:
+    for name in ("a", "b"):
+        command.add_argument(name, help="a selection's directory, or a git revision of this workspace")
+    command.add_argument("--out", type=Path, help="the page (default: <root>/compare/index.html)")
+    command.add_argument("--pictures", type=int, default=16, help="pictures of each change (default: 16)")
+    _root_option(command)
+
+
+def _embed_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("pictures", type=Path, help="a shard directory or a folder of images")
+    command.add_argument("--scorer", required=True, help="a model directory or a hub id, as annotate takes it")
+    command.add_argument("--out", type=Path, required=True, help="a parquet file")
+
+
 def _no_options(command: argparse.ArgumentParser) -> None:
     """This verb takes none."""
 
@@ -230,6 +284,9 @@ COMMANDS = {
     "serve": (_serve, _serve_options, "register scheduled deployments and run them as they fall due"),
     "models": (_models, _no_options, "list model versions with metrics, verdicts and data versions"),
     "rollback": (_rollback, _rollback_options, "move the champion back to an earlier version"),
+    "explain": (_explain, _explain_options, "every number, rule and neighbour that decided one sample"),
+    "compare": (_compare, _compare_options, "what two selections keep differently, with pictures"),
+    "embed": (_embed, _embed_options, "embed pictures for clusters near a reference set or for decontamination"),
     "ask": (_ask, _ask_options, "ask the champion a question about an image"),
     "caption": (_caption, _image_options, "let the champion describe an image"),
     "doctor": (_doctor, _no_options, "what is installed, what is missing and what to do"),

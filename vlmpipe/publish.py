@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +58,30 @@ class Version:
 
 
 # --- what callers use --------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def selection_at(place: str, root: Path) -> Iterator[Path]:
+    """A selection's directory: `place` itself where it is one, else `<root>/selection` as it was at a git revision.
+
+    Raises:
+        UserError: it is neither, or what that revision names is not in cache or remote.
+    """
+    if Path(place).is_dir():
+        yield Path(place)
+        return
+    from dvc.api import DVCFileSystem
+
+    with tempfile.TemporaryDirectory(prefix="vlmpipe-") as folder:
+        here = Path(folder) / "selection"
+        try:
+            DVCFileSystem(".", rev=place).get(f"{root}/selection", str(here), recursive=True)
+        except Exception as error:  # DVC's own, git's, and those of each kind of storage
+            if disk_full(error):
+                raise
+            raise UserError(f"found neither a directory nor a revision with {root}/selection in '{place}' "
+                            f"({_reasons(error)}); expected one of them; see `git log`, or `dvc pull` first") from None
+        yield here
+
 
 def models(params: Mapping[str, Any], root: Path | None = None) -> None:
     """Print the table of versions, with the metrics that their gate judged."""
@@ -299,6 +324,10 @@ class Registry:
     def _write_champion(self, version: Version) -> list[str]:
         metrics = (version.verdict or {}).get("metrics", {})
         champion = {"version": version.name, "rev": version.rev, "metrics": metrics}
+        # What the next audit compares its data with.
+        data = read_verdict(self._text(version.rev, f"{self.results}/gates/data/verdict.json"))
+        if data and data["passed"]:
+            champion["audit"] = {"metrics": data["metrics"], "n": data["n"]}
         write_json(self.root / self.champion_path, champion)
         said = self.commit(f"{self.name}: {version.name} is the champion", [self.champion_path])
         return [] if "nothing" in said else [said]

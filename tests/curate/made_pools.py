@@ -11,9 +11,11 @@ import pyarrow as pa
 from PIL import Image, ImageDraw
 
 from vlmpipe import shards
+from vlmpipe.curate import annotate as annotation
 from vlmpipe.curate.columns import Rows
 from vlmpipe.curate.duplicates import THUMBNAIL, Looks, look
 from vlmpipe.curate.evaluation import EvaluationImages
+from vlmpipe.dispatch import Cluster
 
 PALETTE = ("red", "green", "blue", "orange", "purple", "black")
 COLUMNS = {
@@ -129,6 +131,27 @@ def made_rows(rows: int, pools: int = 1, looks: Looks | None = None, evaluation:
     table, pool = pa.table(made), np.arange(rows) * pools // max(rows, 1)
     edges = sorted({0, rows, *(rows * i // (2 * pools) for i in range(2 * pools))})
     parts = [MemoryPart(table.slice(start, stop - start)) for start, stop in itertools.pairwise(edges)]
+    parts = parts or [MemoryPart(table)]
     pictures = evaluation or look([])
     found = EvaluationImages(pa.array([f"e{i}" for i in range(len(pictures))], pa.string()), pa.array([]), pictures)
     return Rows(parts, [f"p{i}" for i in range(pools)], pool.astype(np.int16), prefer, lambda splits: found)
+
+
+def write_world(tmp_path: Path, monkeypatch) -> tuple[Path, Path, Path, Path]:
+    """Two annotated pools: `b` repeats pictures of `a`; one picture of `a` stands in the evaluation set."""
+    monkeypatch.setattr("vlmpipe.models.scorer.load_scorer", lambda source, batch_size: FakeScorer())
+    annotation._annotators.cache_clear()
+    (tmp_path / "scorer").mkdir()
+    pools, notes = tmp_path / "pools", tmp_path / "annotations"
+    one, two = jpeg(picture(1)), jpeg(picture(2))
+    tested = jpeg(picture(3))
+    write_pool(pools / "a", [row("a1", one, "red green blue shapes"), row("a2")], [row("a3", tested), row("a4", two)])
+    smaller = jpeg(picture(2).resize((48, 48)), 70)
+    write_pool(pools / "b", [row("b1", one, "three red red shapes"), row("b2", smaller), row("b3", two[:-300])])
+    for name in "ab":
+        out, settings = notes / name, annotation.AnnotateConfig()
+        annotation.annotate(name, pools / name, tmp_path / "scorer", out, settings, Cluster("inline"))
+    again = jpeg(picture(3).resize((80, 80), Image.Resampling.BICUBIC), 60)
+    write_pool(tmp_path / "questions" / "test" / "images", [row("77", again)])
+    annotation._annotators.cache_clear()
+    return pools, notes, tmp_path / "questions", tmp_path / "out"

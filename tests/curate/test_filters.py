@@ -6,17 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
-from tests.curate.made_pools import FakeScorer, jpeg, made_rows, picture, row, write_pool
+from tests.curate.made_pools import jpeg, made_rows, picture, row, write_pool, write_world
 from vlmpipe import shards
 from vlmpipe.config import parse
-from vlmpipe.curate import annotate as annotation
 from vlmpipe.curate import rules, twins
 from vlmpipe.curate.columns import Rows
 from vlmpipe.curate.duplicates import THUMBNAIL, Looks
 from vlmpipe.curate.filters import ORDER, SelectConfig, decide, select
-from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
 
 OPEN = ("downloaded", "decoded")
@@ -236,23 +233,7 @@ def test_settings_parse_and_wrong_ones_are_refused():
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """Two annotated pools: `b` repeats pictures of `a`; one picture of `a` stands in the evaluation set."""
-    monkeypatch.setattr("vlmpipe.models.scorer.load_scorer", lambda source, batch_size: FakeScorer())
-    annotation._annotators.cache_clear()
-    (tmp_path / "scorer").mkdir()
-    pools, notes = tmp_path / "pools", tmp_path / "annotations"
-    one, two = jpeg(picture(1)), jpeg(picture(2))
-    tested = jpeg(picture(3))
-    write_pool(pools / "a", [row("a1", one, "red green blue shapes"), row("a2")], [row("a3", tested), row("a4", two)])
-    smaller = jpeg(picture(2).resize((48, 48)), 70)
-    write_pool(pools / "b", [row("b1", one, "three red red shapes"), row("b2", smaller), row("b3", two[:-300])])
-    for name in "ab":
-        out, settings = notes / name, annotation.AnnotateConfig()
-        annotation.annotate(name, pools / name, tmp_path / "scorer", out, settings, Cluster("inline"))
-    again = jpeg(picture(3).resize((80, 80), Image.Resampling.BICUBIC), 60)
-    write_pool(tmp_path / "questions" / "test" / "images", [row("77", again)])
-    annotation._annotators.cache_clear()
-    return pools, notes, tmp_path / "questions", tmp_path / "out"
+    return write_world(tmp_path, monkeypatch)
 
 
 SMALL = {"small": {"min_side": 32}, "language": {"believed_from": 1.0}}

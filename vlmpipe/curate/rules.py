@@ -186,7 +186,7 @@ def outside(
     low, high = -np.inf if low is None else low, np.inf if high is None else high
     missing = np.isnan(values)
     bad = (values < low) | (values > high) | (missing & (not keep_missing))
-    missed = np.where(values > high, high, low)[bad]
+    missed = np.where(missing, np.nan, np.where(values > high, high, low))[bad]
     return Drops(
         alive[bad], values[bad], np.where(np.isfinite(missed), missed, np.nan), missing=missing[bad]
     )
