@@ -16,6 +16,7 @@ PLACES = {
     "dvc": {"flows/", "vlmpipe/publish.py"},
     "gto": {"vlmpipe/publish.py"},
     "great_expectations": {"vlmpipe/curate/expectations.py"},
+    "mlcroissant": {"vlmpipe/curate/croissant.py"},
     "img2dataset": {"vlmpipe/curate/fetch.py"},
     "hydra": {"vlmpipe/compose.py"},
 }

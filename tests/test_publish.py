@@ -104,7 +104,10 @@ def toy(tmp_path, monkeypatch) -> Workspace:
         "dvc.yaml": DVC_YAML, "evaluate.py": EVALUATE, "gate.py": GATE, "rows.txt": "1", "weights.txt": "0",
         ".gitignore": "/data/\n/remote/\n__pycache__/\n", "params.yaml": yaml.safe_dump(PARAMS),
     }
+    audited = {"passed": True, "metrics": {"selection.kept": 5}, "n": {"selection.kept": 9}}
+    files["results/toy/gates/data/verdict.json"] = json.dumps(audited)
     for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     workspace.git("add", ".")
     workspace.git("-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "start")
@@ -122,6 +125,7 @@ def test_a_first_model_becomes_version_and_champion_and_again_nothing_happens(to
     champion = json.loads((toy.root / "results/toy/champion.json").read_text())
     assert champion == {
         "version": "v0.0.1", "rev": toy.git("rev-parse", "vlm-toy@v0.0.1^{commit}"), "metrics": {"vqa.accuracy": 0.9},
+        "audit": {"metrics": {"selection.kept": 5}, "n": {"selection.kept": 9}},
     }
     assert toy.git("status", "--porcelain", "--", "dvc.lock", "params.yaml", "results") == ""
     assert toy.git("log", "-1", "--format=%an") == "vlmpipe"

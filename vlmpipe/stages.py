@@ -59,8 +59,8 @@ STAGES = {
         {"config": ("curation.select", "vlmpipe.curate.filters:SelectConfig")},
     ),
     "audit": Stage(
-        "vlmpipe.curate.audit:audit", ("pools", "annotations", "selection", "questions", "out"),
-        {"config": ("audit", "vlmpipe.curate.audit:AuditConfig")},
+        "vlmpipe.curate.audit:audit", ("pools", "annotations", "selection", "questions", "champion", "out"),
+        {"config": ("audit", "vlmpipe.curate.audit:AuditConfig")}, optional=("champion",),
     ),
     "gate": Stage(
         "vlmpipe.evaluate.gate:gate", ("metrics", "champion", "out"),
@@ -68,7 +68,7 @@ STAGES = {
         named=True, several=("metrics",), optional=("champion",),
     ),
     "pack": Stage(
-        "vlmpipe.curate.pack:pack", ("pools", "annotations", "selection", "verdict", "out"),
+        "vlmpipe.curate.pack:pack", ("pools", "annotations", "selection", "bias", "verdict", "out"),
         {"config": ("curation.pack", "vlmpipe.curate.pack:PackConfig")}, verdicts=("verdict",),
     ),
     "pretrain": Stage(

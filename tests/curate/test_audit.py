@@ -119,7 +119,7 @@ class World:
     def audit(self, out: str = "audit", **config) -> tuple[dict, dict]:
         """(metrics, failed expectations by suite.column)."""
         where = [self.root / name for name in ("pools", "annotations", "selection", "questions", out)]
-        audit(*where, parse(AuditConfig, CONFIG | config, "audit"))
+        audit(*where, parse(AuditConfig, CONFIG | config, "audit"), self.root / "champion.json")
         records = shards.read_json(self.root / out / "expectations.json")
         failed = {f"{r['suite']}.{r['column']}": r for r in records if not r["success"]}
         return shards.read_json(self.root / out / "metrics.json"), failed
@@ -354,6 +354,32 @@ def test_no_evaluation_picture_is_no_evidence_of_no_overlap(world):
     world.evaluation = []
     with pytest.raises(UserError, match="found no pictures"):
         world.write().audit()
+
+
+# --- drift -------------------------------------------------------------------------------------------------
+
+def test_the_first_run_says_that_there_is_nothing_to_compare_with(sound):
+    world, found, _ = sound
+    assert found["metrics"]["drift.moved"] == 0 and found["n"]["drift.moved"] == 0
+    assert found["details"]["drift.moved"] == "drift: no earlier version of the data to compare with"
+    assert "no earlier version of the data" in (world.root / "audit" / "data_docs" / "index.html").read_text()
+
+
+def test_drift_from_the_champions_data_fails_by_name(sound, tmp_path):
+    _, before, _ = sound
+    world = World(tmp_path)
+    shards.write_json(tmp_path / "champion.json", {"version": "v0.1.0", "metrics": {}, "audit": before})
+    for row in world.rows:
+        row |= {"language": "fr" if row["language"] == "de" else "en", "clip_score": row["clip_score"] - 0.1}
+    found, failed = world.write().audit(bias={})
+    scores = {f"selection.score_{name}" for name in ("p05", "p25", "p50", "p75", "p95")}
+    moved = scores | {"selection.language.de", "selection.language.fr"}
+    assert set(failed) == {f"drift.{name}" for name in moved}
+    assert found["metrics"]["drift.moved"] == 7 and found["n"]["drift.moved"] == 10
+    assert found["details"]["drift.moved"].startswith("drift: compared with v0.1.0; moved: selection.language.de, ")
+    assert "found 0.0" in failed["drift.selection.language.de"]["message"]
+    still, failed = world.audit("off", bias={}, expectations={"drift": None})
+    assert failed == {} and still["details"]["drift.moved"].startswith("drift: not compared")
 
 
 # --- unusable input ----------------------------------------------------------------------------------------

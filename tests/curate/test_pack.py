@@ -1,5 +1,6 @@
 """Packing: what `datasets` reads back, who shares a split, and what an interruption leaves."""
 
+import hashlib
 import io
 import json
 import os
@@ -13,18 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.curate.annotators.test_faces import portrait
 from tests.curate.made_pools import FakeScorer, jpeg, picture, row, write_pool
 from vlmpipe import shards
 from vlmpipe.config import parse
 from vlmpipe.curate import annotate as annotation
+from vlmpipe.curate import croissant
 from vlmpipe.curate import pack as module
+from vlmpipe.curate.annotators.faces import Faces
 from vlmpipe.curate.duplicates import THUMBNAIL, Looks, Near, look
 from vlmpipe.curate.filters import SelectConfig, select
 from vlmpipe.curate.pack import SPLITS, PackConfig, assign_splits, pack
 from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
 
-CONFIG = PackConfig(validation=0.2, test=0.2, rows_per_file=7)
+CONFIG = PackConfig(validation=0.2, test=0.2, rows_per_file=7, check=False)
 ORDER = ("downloaded", "decoded", "exact_duplicate")
 
 
@@ -111,7 +115,14 @@ def test_manifest_and_card_hold_the_facts(world):
     manifest = shards.read_manifest(world[1], "packed")
     written = files(world[1])
     listed = {file: digest for shard in manifest["shards"] for file, digest in shard["files"].items()}
-    assert set(written) == {*listed, "README.md", "manifest.json"}
+    docs = {file for file in written if file.startswith("data_docs/")}
+    assert set(written) - docs == {*listed, "README.md", "manifest.json", "croissant.json", "expectations.json"}
+    checked = shards.read_json(world[1] / "expectations.json")
+    assert all(record["success"] for record in checked) and len(checked) > 50
+    assert {record["suite"] for record in checked} == {"packed", *(f"packed-{name}" for name in SPLITS)}
+    assert "data_docs/index.html" in docs
+    uids = sorted(shards.read_rows(world[1], ["uid"])["uid"].to_pylist())
+    assert manifest["version"] == hashlib.sha256("".join(f"{uid}\n" for uid in uids).encode()).hexdigest()
     assert all(shards.sha256_file(world[1] / file) == digest for file, digest in listed.items())
     assert manifest["rows"] == sum(manifest["splits"].values()) == 40
     assert manifest["clusters"]["of_several"] >= 10
@@ -122,8 +133,39 @@ def test_manifest_and_card_hold_the_facts(world):
     for line in ("| downloaded | 42 | 1 | 41 |", "| decoded | 41 | 1 | 40 |", "| section | the list's own |"):
         assert line in text
     assert "| b | 11 | 10 | CC-BY-4.0 |" in text
+    assert "| CC0 | 18 | 45.0% |" in text and "| unknown | 12 | 30.0% |" in text
+    assert manifest["licences"] == {"CC0": 18, "CC-BY-4.0": 10, "unknown": 12}
+    assert "No audit was made." in text and manifest["version"] in text
     licences = shards.read_rows(world[1], ["pool", "licence"]).to_pylist()
     assert {r["licence"] for r in licences if r["pool"] == "b"} == {"CC-BY-4.0"}
+
+
+def test_packed_data_unlike_what_is_expected_is_no_dataset(world):
+    """10 of 40 have no caption. What was written stays beside, for a look."""
+    with pytest.raises(UserError, match=r"packed\.caption_share: .*found 0\.75; .*packed\.failed/data_docs"):
+        pack(*world[0], world[1], parse(PackConfig, {"captions": 0.9}, "pack"))
+    assert not world[1].exists()
+    records = shards.read_json(world[1].with_name("packed.failed") / "expectations.json")
+    assert [record["column"] for record in records if not record["success"]] == ["caption_share"]
+
+
+def test_croissant_is_valid_and_reads_the_same_rows(world):
+    import mlcroissant
+
+    pack(*world[0], world[1], CONFIG)
+    assert set(croissant.validate(world[1] / "croissant.json")) == set(SPLITS)
+    described = shards.read_json(world[1] / "croissant.json")
+    assert described["license"] == "CC0"
+    data = mlcroissant.Dataset(str(world[1] / "croissant.json"))
+    for name in SPLITS:
+        found = {entry[f"{name}/uid"].decode(): entry for entry in data.records(name)}
+        table = pa.concat_tables(pq.read_table(file) for file in sorted((world[1] / name).glob("*.parquet")))
+        assert set(found) == set(table["uid"].to_pylist())
+        for expected in table.slice(0, 2).to_pylist():
+            entry = found[expected["uid"]]
+            assert entry[f"{name}/url"].decode() == expected["url"]
+            assert entry[f"{name}/image"].size == (expected["width"], expected["height"])
+            assert entry[f"{name}/clip_score"] == pytest.approx(expected["clip_score"])
 
 
 def test_equal_inputs_give_equal_bytes_and_a_seed_another_split(world, tmp_path):
@@ -132,7 +174,7 @@ def test_equal_inputs_give_equal_bytes_and_a_seed_another_split(world, tmp_path)
     pack(*world[0], world[1], CONFIG)
     pack(*world[0], tmp_path / "again", CONFIG)
     assert files(world[1]) == files(tmp_path / "again") == first
-    pack(*world[0], tmp_path / "other", PackConfig(validation=0.2, test=0.2, rows_per_file=7, seed=1))
+    pack(*world[0], tmp_path / "other", PackConfig(validation=0.2, test=0.2, rows_per_file=7, seed=1, check=False))
     uids = [pq.read_table(d / "train", columns=["uid"])["uid"].to_pylist() for d in (world[1], tmp_path / "other")]
     assert uids[0] != uids[1]
 
@@ -274,3 +316,30 @@ def test_too_few_rows_are_refused_unless_no_split_is_asked():
 def test_config_refuses_nonsense(wrong):
     with pytest.raises(UserError):
         parse(PackConfig, wrong, "curation.pack")
+
+
+# --- faces -------------------------------------------------------------------------------------------------
+
+def test_blur_faces_asks_for_the_annotator(world):
+    paths, out = world
+    with pytest.raises(UserError, match=r"found no face_boxes in .*; add `faces: \{\}` to curation\.annotate"):
+        pack(*paths, out, PackConfig(blur_faces=True))
+
+
+def test_faces_are_blurred_and_other_pictures_keep_their_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlmpipe.models.scorer.load_scorer", lambda source, batch_size: FakeScorer())
+    annotation._annotators.cache_clear()
+    (tmp_path / "scorer").mkdir()
+    rows = [*rows_of(range(12)), row("face", jpeg(portrait()), "a portrait of a person")]
+    write_pool(tmp_path / "pools/a", rows)
+    settings = annotation.AnnotateConfig(faces=Faces.Config())
+    annotated = tmp_path / "annotations"
+    annotation.annotate("a", tmp_path / "pools/a", tmp_path / "scorer", annotated / "a", settings, Cluster("inline"))
+    annotation._annotators.cache_clear()
+    select(tmp_path / "pools", annotated, tmp_path / "nowhere", tmp_path / "selection", SelectConfig(order=ORDER))
+    pack(tmp_path / "pools", annotated, tmp_path / "selection", tmp_path / "out", PackConfig(blur_faces=True))
+    packed = pq.read_table(tmp_path / "out/train", columns=["uid", "image"]).to_pylist()
+    packed += pq.read_table(tmp_path / "out/validation", columns=["uid", "image"]).to_pylist()
+    packed += pq.read_table(tmp_path / "out/test", columns=["uid", "image"]).to_pylist()
+    stored = {r["uid"]: r["data"] for r in rows}
+    assert [r["uid"] for r in packed if r["image"]["bytes"] != stored[r["uid"]]] == ["face"]

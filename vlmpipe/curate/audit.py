@@ -1,19 +1,22 @@
 """The audit: what is expected of the data and how groups fared, as evidence. The verdict is the gate's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from vlmpipe.curate import bias
+from vlmpipe.curate import bias, drift
 from vlmpipe.curate.bias import BiasConfig
 from vlmpipe.curate.census import Facts, Source, collect, find_sources, frames, group_columns, samples
 from vlmpipe.curate.duplicates import Near
 from vlmpipe.curate.evaluation import evaluation_images
-from vlmpipe.curate.expectations import ExpectationsConfig, clear, suites, validate
+from vlmpipe.curate.expectations import ExpectationsConfig, Rule, between, clear, column, suite, suites, validate
 from vlmpipe.errors import UserError
 from vlmpipe.shards import write_json
+
+MOST_LANGUAGES = 20  # shares among the metrics; the bias tables have the others
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,17 @@ class AuditConfig:
             raise UserError("evaluation: found no split; expected at least one; name the splits of the questions")
 
 
-def audit(pools: Path, annotations: Path, selection: Path, questions: Path, out: Path, config: AuditConfig) -> None:
+def audit(
+    pools: Path, annotations: Path, selection: Path, questions: Path, out: Path, config: AuditConfig,
+    champion: Path | None = None,
+) -> None:
     """Write expectations.json, bias.json, metrics.json and data_docs/ to `out`.
 
     A breach is evidence like everything else: it is written, and nothing is raised.
+
+    Args:
+        champion: the record of the champion, whose data this is compared with; none or missing: nothing to compare
+            with yet, and that is said.
 
     Raises:
         UserError: an input is missing, incomplete or without its key columns, or a configured column exists nowhere.
@@ -46,15 +56,34 @@ def audit(pools: Path, annotations: Path, selection: Path, questions: Path, out:
     out.mkdir(parents=True, exist_ok=True)
     clear(out / "data_docs")
     names = [source.name for source in sources]
-    batches = frames(sources, facts, config.expectations)
-    expectations = validate(suites(names, config.expectations), batches, out / "data_docs")
+    rules, batches = suites(names, config.expectations), frames(sources, facts, config.expectations)
+    counts = _Metrics()
+    _selection_metrics(counts, facts)
+    drifted, note = _drift_suite(counts, drift.read_reference(champion), config.expectations.drift)
+    if drifted:
+        rules["drift"], batches["drift"] = drifted, [pd.DataFrame([counts.values])]
+    expectations = validate(rules, batches, out / "data_docs", [note])
     table = bias.measure(
         facts.identities, facts.columns, facts.attributes, facts.outcome, facts.reasons, facts.scores, config.bias
     )
     _show_samples(table["rules"], facts, sources, config.bias.samples)
     write_json(out / "expectations.json", expectations)
     write_json(out / "bias.json", table | {"limit": config.bias.limit, "minimum_group": config.bias.minimum_group})
-    write_json(out / "metrics.json", metrics(facts, expectations, table))
+    write_json(out / "metrics.json", metrics(counts, note, expectations, table))
+
+
+def _drift_suite(
+    counts: "_Metrics", reference: tuple[str, Mapping] | None, config: drift.Drift | None
+) -> tuple[list[Rule], str]:
+    """The expectations against the champion's data, and a line that says what was compared."""
+    if config is None or reference is None:
+        return [], drift.OFF if config is None else drift.FIRST
+    version, before = reference
+    allowed = drift.limits(before, counts.values, counts.n["selection.kept_fraction"], config)
+    for name in allowed:
+        if name.startswith(drift.LANGUAGE) and name not in counts.values:
+            counts.add(name, 0.0, counts.n["selection.kept_of_downloaded"], "no kept row")
+    return suite(*(column(name, between(ends)) for name, ends in allowed.items())), f"drift: compared with {version}"
 
 
 def _show_samples(rules: Sequence[dict], facts: Facts, sources: Sequence[Source], wanted: int) -> None:
@@ -72,11 +101,17 @@ def _show_samples(rules: Sequence[dict], facts: Facts, sources: Sequence[Source]
 
 # --- numbers for the gate ----------------------------------------------------------------------------------
 
-def metrics(facts: Facts, expectations: Sequence[dict], table: dict) -> dict:
-    """`{"metrics": {name: number}, "n": {name: count}, "details": {name: text}}`, as the gate reads it."""
-    found = _Metrics()
+def metrics(found: "_Metrics", note: str, expectations: Sequence[dict], table: dict) -> dict:
+    """`{"metrics": {name: number}, "n": {name: count}, "details": {name: text}}`, as the gate reads it.
+
+    Args:
+        found: the metrics of the selection. note: what was compared with the champion's data.
+    """
     _expectation_metrics(found, expectations)
-    _selection_metrics(found, facts)
+    compared = [record for record in expectations if record["suite"] == "drift" and record["column"]]
+    moved = sorted({record["column"] for record in compared if not record["success"]})
+    told = f"{note}; moved: {', '.join(moved)}" if moved else note
+    found.add("drift.moved", len(moved), len({record["column"] for record in compared}), told)
     _bias_metrics(found, table)
     return found.plain()
 
@@ -128,6 +163,11 @@ def _selection_metrics(found: _Metrics, facts: Facts) -> None:
     found.add("selection.kept_of_downloaded", kept / max(downloaded, 1), downloaded, detail)
     astray = int(pools[["rows_without_decision", "decisions_without_row"]].to_numpy().sum())
     found.add("selection.unaccounted", astray, rows, f"{astray} rows without a decision or decisions without a row")
+    scored = int(np.isfinite(facts.scores[facts.kept]).sum())
+    for name, value in drift.quantiles(facts.scores[facts.kept]).items():
+        found.add(name, value, scored, f"of {scored} kept rows with a score")
+    for name, count in sorted(facts.languages.items(), key=lambda item: (-item[1], item[0]))[:MOST_LANGUAGES]:
+        found.add(f"{drift.LANGUAGE}{name}", count / max(kept, 1), kept, f"{count} of {kept} kept rows")
     overlap = int(facts.overlap.sum())
     detail = f"{overlap} of {kept} kept rows show one of {facts.evaluation_images} evaluation pictures"
     found.add("evaluation.overlap", overlap / max(kept, 1), kept, detail)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from vlmpipe.curate.drift import Drift
 from vlmpipe.errors import UserError
 from vlmpipe.progress import progress
 from vlmpipe.shards import write_bytes_atomic
@@ -33,7 +34,8 @@ class ExpectationsConfig:
 
     present: least share of rows that must carry an optional value (a caption, a score). sides: pixels of a stored
     picture. clip_quantiles: quantile -> range of the kept rows' raw cosine. languages: language -> range of its share
-    among the kept rows. batch_rows: rows validated together.
+    among the kept rows. drift: how far the champion's data may be left, null: anywhere. batch_rows: rows validated
+    together.
     """
 
     pool_rows: int = 1
@@ -46,6 +48,7 @@ class ExpectationsConfig:
     clip_quantiles: dict[str, Range] = field(default_factory=lambda: {"0.05": (-1.0, 1.0), "0.5": (0.0, 1.0)})
     languages: dict[str, Range] = field(default_factory=dict)
     overlap: float = 0.0
+    drift: Drift | None = field(default_factory=Drift)
     batch_rows: int = 250_000
 
     def __post_init__(self):
@@ -189,12 +192,42 @@ def _selected_suite(config: ExpectationsConfig) -> list[Rule]:
     )
 
 
+def packed_suites(splits: Sequence[str], rows: int, captions: float) -> dict[str, list[Rule]]:
+    """The suites of packed data: its totals in one row, and one suite for each split.
+
+    Args:
+        rows: how many were to be written. captions: the least share of rows with one.
+    """
+    totals = suite(
+        column("rows", one_of(rows)),
+        column("caption_share", between((captions, None))),
+        column("repeated_pairs", one_of(0)),
+        column("pictures_in_two_splits", one_of(0)),
+    )
+    split = suite(
+        column("uid"),
+        column("url"),
+        column("pool"),
+        column("sha256"),
+        column("width", between((1, None))),
+        column("height", between((1, None))),
+        column("clip_score", between((-1, 1)), present=0.9),
+        column("image_bytes", between((1, None))),
+        column("image_is_jpeg", one_of(True)),
+    )
+    return {"packed": totals} | {f"packed-{name}": split for name in splits}
+
+
 # --- validation --------------------------------------------------------------------------------------------
 
 def validate(
-    rules: Mapping[str, Sequence[Rule]], frames: Mapping[str, Iterable[pd.DataFrame]], docs: Path
+    rules: Mapping[str, Sequence[Rule]], frames: Mapping[str, Iterable[pd.DataFrame]], docs: Path,
+    notes: Sequence[str] = (),
 ) -> list[dict]:
     """Check every suite on every batch of its frame, and write Data Docs that open from disk to `docs`.
+
+    Args:
+        notes: lines for the first page, such as what could not be checked.
 
     Returns:
         A record for each expectation: suite, expectation, column, success, observed, expected, fraction (of rows as
@@ -209,7 +242,7 @@ def validate(
             results = [_run(context, checks, batch, i) for i, batch in enumerate(_some(frames[name]))]
             records += [_merge(name, rule, [batch[i] for batch in results]) for i, rule in enumerate(rules[name])]
         context.build_data_docs()
-    _settle(docs, records)
+    _settle(docs, records, notes)
     return records
 
 
@@ -349,7 +382,7 @@ img { max-height: 2.5rem } ul, ol { padding-left: 1.2rem }
 </style>"""
 
 
-def _settle(docs: Path, records: Sequence[dict]) -> None:
+def _settle(docs: Path, records: Sequence[dict], notes: Sequence[str]) -> None:
     """Make the pages plain files: nothing fetched when opened, nothing that differs between equal runs."""
     for name in UNUSED:
         (docs / name).unlink(missing_ok=True)
@@ -360,7 +393,7 @@ def _settle(docs: Path, records: Sequence[dict]) -> None:
         up = "../" * (len(page.relative_to(docs).parts) - 1)
         text = _plain_page(page.read_text(encoding="utf-8"), f"{up}static/images/")
         write_bytes_atomic(page, text.encode())
-    write_bytes_atomic(docs / "index.html", _index(docs, records).encode())
+    write_bytes_atomic(docs / "index.html", _index(docs, records, notes).encode())
 
 
 def _plain_page(text: str, images: str) -> str:
@@ -373,7 +406,7 @@ def _plain_page(text: str, images: str) -> str:
     return UUID.sub(lambda found: numbers.setdefault(found[0], f"id-{len(numbers)}"), text)
 
 
-def _index(docs: Path, records: Sequence[dict]) -> str:
+def _index(docs: Path, records: Sequence[dict], notes: Sequence[str]) -> str:
     """The entry page. Great Expectations' own is drawn by scripts from five other hosts."""
     rows = []
     for name in dict.fromkeys(record["suite"] for record in records):
@@ -386,11 +419,12 @@ def _index(docs: Path, records: Sequence[dict]) -> str:
             f'<tr><td><a href="expectations/{html.escape(name)}.html">{html.escape(name)}</a></td>'
             f"<td>{len(mine) - len(failed)} of {len(mine)} hold{messages}</td><td>{links}</td></tr>"
         )
+    said = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Data Docs</title>{STYLE}</head><body>'
         '<p><img src="static/images/logo-long.png" alt="Great Expectations"></p><h1>Data Docs</h1>'
         "<table><thead><tr><th>Suite</th><th>Expectations</th><th>Validations</th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></body></html>\n"
+        f"<tbody>{''.join(rows)}</tbody></table>{said}</body></html>\n"
     )
 
 

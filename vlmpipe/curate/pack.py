@@ -7,20 +7,23 @@ Legend: K kept rows of all pools, in the order of the decisions; C clusters of n
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
 from vlmpipe import shards
-from vlmpipe.curate import filters
+from vlmpipe.curate import croissant, filters
+from vlmpipe.curate.annotators.faces import blur_faces
+from vlmpipe.curate.card import MEANING, OWN, UNKNOWN, card
 from vlmpipe.curate.duplicates import Looks, Near, clusters
+from vlmpipe.curate.expectations import packed_suites, validate
 from vlmpipe.errors import UserError
 from vlmpipe.progress import progress
 
@@ -36,13 +39,6 @@ COLUMNS = {
     "caption": pa.string(), "uid": pa.string(), "url": pa.string(), "pool": pa.string(), "sha256": pa.string(),
     "width": pa.int32(), "height": pa.int32(), "clip_score": pa.float32(), "licence": pa.string(),
 }
-MEANING = {
-    "image": "the stored picture (RGB JPEG)", "caption": "the text that came with it", "uid": "never changes",
-    "url": "where it was fetched from", "pool": "the list it comes from", "sha256": "of the bytes as fetched",
-    "width": "as stored, pixels", "height": "as stored, pixels", "clip_score": "raw cosine of picture and caption",
-    "licence": "as the list says, null where it says nothing",
-}
-
 
 @dataclass(frozen=True)
 class PackConfig:
@@ -51,7 +47,9 @@ class PackConfig:
     `validation` and `test` are shares of the rows. Rows that are `near` each other, directly or through others,
     always share a split: wider than for dropping duplicates, because what was different enough to keep can still
     be too alike to test on. `seed` picks another split. `licences` names a pool's licence where its list has no
-    `licence` column. `rows_per_file` bounds a parquet file.
+    `licence` column. `rows_per_file` bounds a parquet file. `blur_faces` blurs the boxes that the annotator `faces`
+    found, which has to be on; a picture without faces keeps its bytes. `check` validates what was written with
+    Great Expectations; `captions` is the least share of rows that must have one.
     """
 
     validation: float = 0.05
@@ -60,6 +58,9 @@ class PackConfig:
     seed: int = 0
     rows_per_file: int = 5000
     licences: dict[str, str] = field(default_factory=dict)
+    blur_faces: bool = False
+    check: bool = True
+    captions: float = 0.5
 
     def __post_init__(self):
         if min(self.validation, self.test) < 0 or self.validation + self.test > 0.9:
@@ -69,21 +70,30 @@ class PackConfig:
             )
         if self.rows_per_file < 1:
             raise UserError(f"found rows_per_file {self.rows_per_file}; expected at least 1")
+        if not 0 <= self.captions <= 1:
+            raise UserError(f"found captions {self.captions}; expected a share of the rows from 0 to 1")
 
 
-def pack(pools: Path, annotations: Path, selection: Path, out: Path, config: PackConfig) -> None:
+def pack(
+    pools: Path, annotations: Path, selection: Path, out: Path, config: PackConfig, bias: Path | None = None
+) -> None:
     """Write train/, validation/ and test/ parquet files, README.md (the dataset card) and manifest.json.
 
+    And croissant.json, and where it is checked expectations.json and data_docs/.
+
+    Args:
+        bias: the audit's bias.json, for the card.
+
     Raises:
-        UserError: an input is missing or damaged, is not the one that the others were made from, or there are too
-            few rows to split.
+        UserError: an input is missing or damaged, is not the one that the others were made from, there are too few
+            rows to split, or what was written is not as expected (it is then left beside `out`, for a look).
     """
     pools, annotations, selection, out = Path(pools), Path(annotations), Path(selection), Path(out)
     chosen = read_selection(pools, annotations, selection)
     split, cluster = assign_splits(chosen.sha256, chosen.looks, config)
     facts = {
         "splits": {name: int((split == number).sum()) for number, name in enumerate(SPLITS)},
-        "config": asdict(config), "pools": chosen.lineage,
+        "config": asdict(config), "pools": chosen.lineage, "version": chosen.version,
         "selection": shards.sha256_file(selection / shards.MANIFEST), "clusters": _sizes(cluster),
     }
     funnel = shards.read_json(selection / filters.FUNNEL)
@@ -91,12 +101,86 @@ def pack(pools: Path, annotations: Path, selection: Path, out: Path, config: Pac
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        entries = _write_splits(partial, chosen, split, facts["splits"], config)
-        shards.write_bytes_atomic(partial / "README.md", card(facts, funnel, chosen.extra, entries).encode())
+        entries, facts["licences"] = _write_splits(partial, chosen, split, facts["splits"], config)
+        tables = None if bias is None else shards.read_json(bias)
+        shards.write_bytes_atomic(partial / "README.md", card(facts, funnel, chosen.extra, entries, tables).encode())
+        shards.write_json(partial / croissant.FILE, _croissant(out.name, facts, funnel, chosen.extra, entries))
         shards.write_manifest(partial, KIND, entries, card=shards.sha256_file(partial / "README.md"), **facts)
+        failed = _failed(partial, entries, facts["splits"], config) if config.check else []
+        if failed:
+            raise UserError(_unlike(failed, partial, out))
         _move_into_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _croissant(name: str, facts: dict, funnel: dict, extra: pa.Schema, entries: Sequence[dict]) -> dict:
+    schema = pa.schema([("image", pa.struct([("bytes", pa.binary())])), *COLUMNS.items(), *extra])
+    text = f"{sum(facts['splits'].values())} image-text pairs kept of {funnel['rows']}. Each has its url and licence."
+    licences = sorted(licence for licence in facts["licences"] if licence != UNKNOWN)
+    meaning = MEANING | dict.fromkeys(extra.names, OWN)
+    return croissant.describe(name, text, licences, f"1.0.0+{facts['version'][:16]}", entries, schema, meaning)
+
+
+# --- what is expected of the packed data -------------------------------------------------------------------
+
+def _failed(directory: Path, entries: Sequence[dict], splits: dict[str, int], config: PackConfig) -> list[dict]:
+    """Validate what was written, as it was written; the failed expectations."""
+    totals, names = _Totals(), [name for name in SPLITS if splits[name]]
+    frames = {
+        f"packed-{name}": [totals.add(name, directory / file) for file in _files(entries, name)] for name in names
+    }
+    frames["packed"] = [totals.frame()]
+    rules = packed_suites(names, sum(splits.values()), config.captions)
+    records = validate(rules, frames, directory / "data_docs")
+    shards.write_json(directory / "expectations.json", records)
+    return [record for record in records if not record["success"]]
+
+
+def _files(entries: Sequence[dict], split: str) -> list[str]:
+    return [file for entry in entries if entry["name"].startswith(f"{split}/") for file in entry["files"]]
+
+
+class _Totals:
+    """What no single file can tell: rows, repeated pairs, and pictures that stand in two splits."""
+
+    def __init__(self):
+        self.rows, self.captions, self.pairs, self.pictures = 0, 0, Counter(), {}
+
+    def add(self, split: str, path: Path) -> pd.DataFrame:
+        """The columns of one file that are checked row by row, pictures as their length and their first bytes."""
+        file = pq.ParquetFile(path)
+        known = [name for name in COLUMNS if name in file.schema_arrow.names]
+        parts = [self._checked(batch) for batch in file.iter_batches(BATCH, columns=["image", *known])]
+        table = pa.Table.from_batches(parts)
+        self.rows += len(table)
+        self.captions += len(table) - table["caption"].null_count
+        self.pairs.update(zip(table["pool"].to_pylist(), table["uid"].to_pylist()))
+        for digest in table["sha256"].to_pylist():
+            self.pictures.setdefault(digest, set()).add(split)
+        return table.to_pandas()
+
+    def _checked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        data = pc.struct_field(batch.column("image"), "bytes")
+        jpeg = pc.fill_null(pc.starts_with(data, pattern=b"\xff\xd8\xff"), False)
+        plain = batch.drop_columns(["image"])
+        return plain.append_column("image_bytes", pc.binary_length(data)).append_column("image_is_jpeg", jpeg)
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame([{
+            "rows": self.rows, "caption_share": self.captions / max(self.rows, 1),
+            "repeated_pairs": self.rows - len(self.pairs),
+            "pictures_in_two_splits": sum(len(splits) > 1 for splits in self.pictures.values()),
+        }])
+
+
+def _unlike(failed: Sequence[dict], partial: Path, out: Path) -> str:
+    """Keep the evidence, and say what is not as expected."""
+    kept = out.with_name(f"{out.name}.failed")
+    shutil.rmtree(kept, ignore_errors=True)
+    os.replace(partial, kept)
+    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return f"found packed data not as expected: {failed[0]['message']}{more}; {kept / 'data_docs/index.html'} has all"
 
 
 def _sizes(cluster: np.ndarray) -> dict[str, int]:
@@ -106,13 +190,15 @@ def _sizes(cluster: np.ndarray) -> dict[str, int]:
 
 def _write_splits(
     out: Path, chosen: "Chosen", split: np.ndarray, counts: dict[str, int], config: PackConfig
-) -> list[dict]:
-    """Write every split's files in one pass over the pools; returns the manifest's entries."""
+) -> tuple[list[dict], dict[str, int]]:
+    """Write every split's files in one pass over the pools; the manifest's entries, and how many rows a licence has."""
+    licences: Counter[str] = Counter()
     writers = [SplitWriter(out, name, counts[name], chosen.extra, config.rows_per_file) for name in SPLITS]
     try:
-        for number, table, images in progress(_kept_batches(chosen, split, config.licences), None, "pack: batches"):
+        for number, table, images in progress(_kept_batches(chosen, split, config), None, "pack: batches"):
             writers[number].write(table, images)
-        return [entry for writer in writers for entry in writer.close()]
+            licences.update(licence or UNKNOWN for licence in table["licence"].to_pylist())
+        return [entry for writer in writers for entry in writer.close()], dict(licences)
     finally:
         for writer in writers:
             writer.abandon()
@@ -133,11 +219,13 @@ def _move_into_place(partial: Path, out: Path) -> None:
 class Chosen:
     """The kept rows: sha256 [K], looks [K], and for each pool which of its rows are kept, bool.
 
-    `lineage` is each pool's manifest by its sha256, `extra` the columns of the pools beyond those that all have.
+    `version` is the sha256 of the kept uids, sorted, a line each: `sort | sha256sum`. `lineage` is
+    each pool's manifest by its sha256, `extra` the columns of the pools beyond those that all have.
     """
 
     pools: Path
     annotations: Path
+    version: str
     lineage: dict[str, str]
     extra: pa.Schema
     kept: dict[str, np.ndarray]
@@ -169,7 +257,9 @@ def read_selection(pools: Path, annotations: Path, selection: Path) -> Chosen:
         digests.append(pc.coalesce(rows["sha256"], rows["uid"]).filter(pa.array(kept[name])).to_numpy())
     both = Looks(np.concatenate([part.hashes for part in looks]), np.concatenate([part.thumbnails for part in looks]))
     extra = extra_schema(pools, sorted(lineage))
-    return Chosen(pools, annotations, lineage, extra, kept, np.concatenate(digests).astype("S64"), both)
+    uids = sorted(decisions["uid"].filter(decisions["kept"]).to_pylist())
+    version = hashlib.sha256("".join(f"{uid}\n" for uid in uids).encode()).hexdigest()
+    return Chosen(pools, annotations, version, lineage, extra, kept, np.concatenate(digests).astype("S64"), both)
 
 
 def assign_splits(sha256: np.ndarray, looks: Looks, config: PackConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +325,7 @@ def extra_schema(pools: Path, names: Sequence[str]) -> pa.Schema:
 Batch = tuple[int, pa.Table, list[bytes]]  # the split's position in SPLITS, rows, pictures
 
 
-def _kept_batches(chosen: Chosen, split: np.ndarray, licences: dict[str, str]) -> Iterator[Batch]:
+def _kept_batches(chosen: Chosen, split: np.ndarray, config: PackConfig) -> Iterator[Batch]:
     """Batches of at most BATCH rows; every tar is read once."""
     done = 0
     for name, pool_kept in chosen.kept.items():
@@ -247,8 +337,9 @@ def _kept_batches(chosen: Chosen, split: np.ndarray, licences: dict[str, str]) -
             if len(kept):
                 rows = shards.read_shard_rows(pool, shard["name"]).take(pa.array(kept))
                 scores = shards.read_shard_rows(chosen.annotations / name, shard["name"], ["uid", "clip_score"])
-                table = _dataset_columns(rows, scores, chosen.extra, licences.get(name))
-                yield from _by_split(pool, shard["name"], table, splits)
+                table = _dataset_columns(rows, scores, chosen.extra, config.licences.get(name))
+                boxes = _faces(chosen.annotations / name, shard["name"], table["uid"]) if config.blur_faces else None
+                yield from _by_split(pool, shard["name"], table, splits, boxes)
 
 
 def _dataset_columns(rows: pa.Table, scores: pa.Table, extra: pa.Schema, licence: str | None) -> pa.Table:
@@ -264,8 +355,28 @@ def _dataset_columns(rows: pa.Table, scores: pa.Table, extra: pa.Schema, licence
     return pa.table({name: columns[name] for name in (*COLUMNS, *extra.names)})
 
 
-def _by_split(pool: Path, shard: str, table: pa.Table, splits: np.ndarray) -> Iterator[Batch]:
-    """The rows of one shard with their pictures, each split's together."""
+def _faces(annotations: Path, shard: str, uids: pa.ChunkedArray) -> list[list[list[int]]]:
+    """The boxes of the faces in some rows of a shard.
+
+    Raises:
+        UserError: the annotator of faces was off, or failed on one of the rows.
+    """
+    table = shards.read_shard_rows(annotations, shard)
+    if "face_boxes" not in table.column_names:
+        raise UserError(f"found no face_boxes in {annotations}; expected those that blur_faces blurs; add "
+                        f"`faces: {{}}` to curation.annotate and rerun annotate, or turn curation.pack.blur_faces off")
+    boxes = table["face_boxes"].take(pc.index_in(uids, value_set=table["uid"])).to_pylist()
+    unknown = [uid for uid, found in zip(uids.to_pylist(), boxes) if found is None]
+    if unknown:
+        raise UserError(f"found no faces measured in {unknown[0]} and {len(unknown) - 1} more rows of {annotations}; "
+                        f"expected them for blur_faces; drop such rows in select (column faces), or see faces_error")
+    return boxes
+
+
+def _by_split(
+    pool: Path, shard: str, table: pa.Table, splits: np.ndarray, faces: Sequence[Sequence] | None = None
+) -> Iterator[Batch]:
+    """The rows of one shard with their pictures, each split's together; the boxes in `faces` are blurred."""
     uids = table["uid"].to_pylist()
     waiting: dict[int, tuple[list[int], list[bytes]]] = {number: ([], []) for number in range(len(SPLITS))}
     row = 0
@@ -274,7 +385,7 @@ def _by_split(pool: Path, shard: str, table: pa.Table, splits: np.ndarray) -> It
             continue  # downloaded, not kept
         rows, images = waiting[int(splits[row])]
         rows.append(row)
-        images.append(data)
+        images.append(blur_faces(data, faces[row]) if faces else data)
         if len(rows) == BATCH:
             yield int(splits[row]), table.take(pa.array(rows)), images
             waiting[int(splits[row])] = ([], [])
@@ -342,50 +453,3 @@ class SplitWriter:
         written = sum(entry["rows"] for entry in self.entries)
         assert (written, len(self.entries)) == (self.rows, self.files), f"{self.name}: {written} of {self.rows} rows"
         return self.entries
-
-
-# --- the card ----------------------------------------------------------------------------------------------
-
-def card(facts: dict[str, Any], funnel: dict, extra: pa.Schema, entries: Sequence[dict]) -> str:
-    """README.md: yaml that `datasets.load_dataset` and the Hub read, then what a person wants to know."""
-    splits = {name: count for name, count in facts["splits"].items() if count}
-    licences = sorted(set(facts["config"]["licences"].values()))
-    head = {
-        "license": "other" if licences else "unknown",
-        "task_categories": ["image-to-text"],
-        "configs": [{
-            "config_name": "default",
-            "data_files": [{"split": name, "path": f"{name}/*.parquet"} for name in splits],
-        }],
-    }
-    files = [[name, count, sum(e["name"].startswith(f"{name}/") for e in entries)] for name, count in splits.items()]
-    groups, near = facts["clusters"], facts["config"]["near"]
-    columns = [*MEANING.items(), *([name, "the list's own"] for name in extra.names)]
-    parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# Curated image-text pairs",
-        f"{sum(splits.values())} pairs kept of {funnel['rows']}, from the pools {', '.join(facts['pools'])}.",
-        "## Splits\n\n" + _markdown(["split", "rows", "files"], files),
-        f"Pictures within {near['radius']} of 64 hash bits and a colour match of {near['match']:g}, directly or "
-        f"through others, share a split: {groups['count']} clusters, {groups['of_several']} of several pictures, the "
-        f"largest of {groups['largest']}.",
-        "## Columns\n\n" + _markdown(["column", "what"], columns),
-        "## Selection\n\n" + _markdown(
-            ["rule", "rows in", "dropped", "rows out"],
-            [[s["reason"], s["rows_in"], s["dropped"], s["rows_out"]] for s in funnel["steps"]],
-        ),
-        "## Pools\n\n" + _markdown(
-            ["pool", "rows", "kept", "licence", "manifest sha256"],
-            [[name, funnel["pools"][name]["rows"], funnel["pools"][name]["kept"],
-              facts["config"]["licences"].get(name, "per row, or unknown"), digest]
-             for name, digest in sorted(facts["pools"].items())],
-        ),
-        f"Selection manifest sha256: {facts['selection']}. Every row's decision, with the number behind it, is in the "
-        f"selection's {filters.DECISIONS}; `uid` is the key.",
-        "Pictures and captions belong to their authors; `url` and `licence` say what is known about each.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
