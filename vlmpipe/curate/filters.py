@@ -20,6 +20,7 @@ from vlmpipe.curate.balance import Balance
 from vlmpipe.curate.columns import Rows, load_rows, thumbnails_of
 from vlmpipe.curate.duplicates import Looks
 from vlmpipe.curate.evaluation import evaluation_images
+from vlmpipe.curate.mitigation import FairScore
 from vlmpipe.curate.rules import Drops, Rule
 from vlmpipe.curate.subset import SUBSET, write_subset
 from vlmpipe.curate.twins import EvaluationOverlap, ExactDuplicate, NearDuplicate
@@ -38,9 +39,9 @@ ORDER = (
 PLAIN = {"downloaded": rules.Downloaded(), "decoded": rules.Decoded(), "exact_duplicate": ExactDuplicate()}
 # What an entry of `rules` can be.
 KINDS: dict[str, type] = {
-    "column": rules.Column, "score": rules.Score, "small": rules.Small, "elongated": rules.Elongated,
-    "caption_words": rules.CaptionWords, "caption_chars": rules.CaptionChars, "language": rules.Language,
-    "quota": rules.Quota, "opt_out": rules.OptOut, "exact_duplicate": ExactDuplicate,
+    "column": rules.Column, "score": rules.Score, "fair_score": FairScore, "small": rules.Small,
+    "elongated": rules.Elongated, "caption_words": rules.CaptionWords, "caption_chars": rules.CaptionChars,
+    "language": rules.Language, "quota": rules.Quota, "opt_out": rules.OptOut, "exact_duplicate": ExactDuplicate,
     "near_duplicate": NearDuplicate, "semantic_duplicate": SemanticDuplicate, "evaluation_overlap": EvaluationOverlap,
     "evaluation_embedding": EvaluationEmbedding, "image_clusters": ImageClusters, "balance": Balance,
 }
