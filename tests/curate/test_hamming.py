@@ -1,12 +1,10 @@
 """Pairs of near hashes against brute force, for every cut that a number of rows can choose."""
 
-import itertools
-import math
-
 import numpy as np
 import pytest
 
 from vlmpipe.curate import hamming
+from vlmpipe.curate.hamming import Part
 
 
 def crowded(rng: np.random.Generator, rows: int, flips: int) -> np.ndarray:
@@ -23,12 +21,20 @@ def brute(left: np.ndarray, right: np.ndarray, radius: int) -> set[tuple[int, in
     return set(map(tuple, np.argwhere(np.bitwise_count(left[:, None] ^ right[None, :]) <= radius).tolist()))
 
 
-@pytest.mark.parametrize("radius", [0, 1, 4, 8, 12])
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_pairs_equal_brute_force_whatever_the_cut(radius, k, monkeypatch):
+PLANS = [
+    (0, [Part(0, 64, 0, 1)]), (1, [Part(0, 64, 1, 2)]), (1, [Part(0, 32, 0, 1), Part(32, 32, 0, 1)]),
+    (4, [Part(0, 64, 4, 1)]), (4, [Part(0, 20, 1, 3), Part(20, 22, 1, 1), Part(42, 22, 0, 1)]),
+    (8, [Part(0, 64, 8, 2)]), (8, [Part(0, 21, 2, 2), Part(21, 22, 2, 3), Part(43, 21, 2, 4)]),
+    (12, [Part(0, 32, 6, 1), Part(32, 32, 5, 2)]),
+]
+
+
+@pytest.mark.parametrize("radix", [0, 16])
+@pytest.mark.parametrize("radius,plan", PLANS)
+def test_pairs_equal_brute_force_whatever_the_plan(radius, plan, radix, monkeypatch):
     monkeypatch.setattr(hamming, "SLICE", 64)
-    edges = np.linspace(0, 64, radius + k + 1).round().astype(int).tolist()
-    monkeypatch.setattr(hamming, "_cut", lambda *_: ([(a, b - a) for a, b in itertools.pairwise(edges)], k))
+    monkeypatch.setattr(hamming, "RADIX_BITS", radix)
+    monkeypatch.setattr(hamming, "_plan", lambda *_: plan)
     hashes = crowded(np.random.default_rng(radius), 250, 9)
     left, right = hamming.pairs_within(hashes, radius)
     expected = {(i, j) for i, j in brute(hashes, hashes, radius) if i < j}
@@ -58,10 +64,15 @@ def test_nothing_has_no_pairs():
 @pytest.mark.parametrize("cost", ["_sorting_cost", "_lookup_cost"])
 def test_any_pair_within_the_radius_agrees_in_some_choice(rows, cost):
     rng = np.random.default_rng(rows)
-    for radius in (1, 4, 6, 10):
-        blocks, k = hamming._cut(radius, rows, getattr(hamming, cost))
-        assert sum(width for _, width in blocks) == 64 and math.comb(len(blocks), k) < 5000
-        for _ in range(100):
+    for radius in (0, 1, 4, 8, 10, 20):
+        parts = hamming._plan(radius, rows, getattr(hamming, cost))
+        assert sum(width for part in parts for _, width in part.blocks) == 64
+        assert sum(len(list(part.choices)) for part in parts) < 5000
+        for _ in range(50):
             flipped = sum(1 << int(b) for b in rng.choice(64, radius, replace=False))
-            untouched = [not flipped & (((1 << width) - 1) << first) for first, width in blocks]
-            assert sum(untouched) >= k
+            found = [
+                (flipped & int(part.mask)).bit_count() <= part.radius
+                and sum(not flipped & int(hamming._mask(block)) for block in part.blocks) >= part.agree
+                for part in parts
+            ]
+            assert any(found)
