@@ -89,7 +89,10 @@ STAGES = {
     ),
     "report": Stage(
         "vlmpipe.report.page:report", ("root", "results", "out"),
-        {"config": ("report", "vlmpipe.report.page:ReportConfig")},
+        {
+            "config": ("report", "vlmpipe.report.page:ReportConfig"),
+            "bias": ("audit.bias", "vlmpipe.curate.bias:BiasConfig"),
+        },
     ),
 }
 

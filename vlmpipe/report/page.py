@@ -5,25 +5,29 @@ failing run is looked at in the same place as a good one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from vlmpipe.curate.bias import BiasConfig
 from vlmpipe.report import sections
+from vlmpipe.report.explorer import PAGE, ExplorerConfig, explorer
 from vlmpipe.report.sections import Workspace
 from vlmpipe.shards import write_bytes_atomic
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """wall: pictures per wall; predictions: answers shown with attention; title: the page's heading."""
+    """wall: pictures per wall; predictions: answers shown with attention; title: the page's heading; explorer: the
+    page of all samples."""
 
     title: str = "vlmpipe report"
     wall: int = 16
     predictions: int = 12
     seed: int = 0
+    explorer: ExplorerConfig = field(default_factory=ExplorerConfig)
 
 
 @dataclass(frozen=True)
@@ -49,19 +53,25 @@ SECTIONS = (
 )
 
 
-def report(root: Path, results: Path, out: Path, config: ReportConfig) -> None:
-    """Write `out`/index.html, one file that opens from disk.
+def report(root: Path, results: Path, out: Path, config: ReportConfig, bias: BiasConfig | None = None) -> None:
+    """Write `out`/index.html, one file that opens from disk, and beside it the explorer and its pictures.
 
     Args:
         root: the profile's data (pools, selection, audit, models, evaluation). results: its verdicts and metrics.
+        bias: the audit's groups, to filter samples by.
 
     Raises:
         UserError: a file that is there can't be read.
     """
     workspace = Workspace(Path(root), Path(results), Path(out))
     built = [(section, section.build(workspace, config)) for section in SECTIONS]
+    lexicons = (bias or BiasConfig()).lexicons
+    explored = explorer(
+        workspace.root, workspace.pools, workspace.out, config.explorer, config.title, lexicons, config.seed
+    )
     page = _environment().get_template("page.html.j2").render(
-        title=config.title, profile=workspace.root.name, sections=built, tiles=sections.tiles(workspace)
+        title=config.title, profile=workspace.root.name, sections=built, tiles=sections.tiles(workspace),
+        explorer=PAGE if explored else None,
     )
     write_bytes_atomic(workspace.out / "index.html", page.encode())
 

@@ -18,9 +18,13 @@ def data_address(image: Image.Image, size: int = THUMBNAIL) -> str:
     """A jpeg data address of the picture, at most `size` pixels on a side."""
     small = image.copy()
     small.thumbnail((size, size))
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg_bytes(small, 80)).decode()
+
+
+def jpeg_bytes(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
 
 def thumbnails(pool: Path, uids: Iterable[str]) -> dict[str, str]:
