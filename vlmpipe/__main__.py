@@ -180,6 +180,13 @@ def _embed(options: argparse.Namespace) -> None:
     print(f"{embed(options.pictures, options.scorer, options.out)} pictures embedded in {options.out}")
 
 
+def _datacomp(options: argparse.Namespace) -> None:
+    from vlmpipe.curate.datacomp import read_metadata
+
+    pool, notes = (_root(options) / kind / options.name for kind in ("pools", "annotations"))
+    print(f"{read_metadata(options.metadata, pool, notes, options.score)} rows in {pool} and {notes}")
+
+
 def _root(options: argparse.Namespace) -> Path:
     return options.root or Path(compose.read_params()["root"])
 
@@ -273,6 +280,13 @@ def _embed_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, required=True, help="a parquet file")
 
 
+def _datacomp_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("metadata", type=Path, help="a folder of DataComp's metadata parquet files")
+    command.add_argument("--name", default="datacomp", help="what the pool is called (default: datacomp)")
+    command.add_argument("--score", default="clip_l14_similarity_score", help="the column that becomes clip_score")
+    _root_option(command)
+
+
 def _no_options(command: argparse.ArgumentParser) -> None:
     """This verb takes none."""
 
@@ -287,6 +301,7 @@ COMMANDS = {
     "explain": (_explain, _explain_options, "every number, rule and neighbour that decided one sample"),
     "compare": (_compare, _compare_options, "what two selections keep differently, with pictures"),
     "embed": (_embed, _embed_options, "embed pictures for clusters near a reference set or for decontamination"),
+    "datacomp": (_datacomp, _datacomp_options, "make a pool of DataComp's metadata, to select from without pictures"),
     "ask": (_ask, _ask_options, "ask the champion a question about an image"),
     "caption": (_caption, _image_options, "let the champion describe an image"),
     "doctor": (_doctor, _no_options, "what is installed, what is missing and what to do"),
