@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from vlmpipe import shards
 from vlmpipe.curate.pool import FACTS, KIND, PoolConfig, ShardTask
+from vlmpipe.curate.sources.listing import finished
 from vlmpipe.curate.sources.pairs import LISTED
 from vlmpipe.curate.spool import Spool
 
@@ -62,5 +63,6 @@ def finish(name: str, tasks: list[ShardTask], known: dict, done: list[dict], out
     files = {file for entry in entries for file in entry["files"]}
     shards.remove_stale(out, files | {shards.MANIFEST})
     totals = {status: sum(entry[status] for entry in entries) for status in ("downloaded", "retriable", "refused")}
-    shards.write_manifest(out, KIND, entries, pool=name, image_size=config.image_size, **totals)
+    beside = finished(config.source, out, tasks[0].state)
+    shards.write_manifest(out, KIND, entries, pool=name, image_size=config.image_size, **totals, **beside)
     return entries

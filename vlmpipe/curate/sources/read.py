@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -13,6 +13,7 @@ from vlmpipe.curate.pixels import Decoded
 from vlmpipe.curate.pool import ShardTask
 from vlmpipe.curate.sources.files import opened
 from vlmpipe.curate.sources.pairs import Place
+from vlmpipe.curate.sources.tables import bytes_and_path, rows_of
 from vlmpipe.curate.spool import Spool
 from vlmpipe.errors import disk_full
 
@@ -71,7 +72,7 @@ class Reader:
     def __init__(self, root: str):
         self.root = root
         self._name: str | None = None
-        self._file: IO[bytes] | None = None
+        self._file: Any = None
         self._open = ExitStack()
 
     def __enter__(self) -> "Reader":
@@ -88,7 +89,7 @@ class Reader:
         """
         try:
             data = self._read(place)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IndexError, StopIteration) as error:
             if disk_full(error):
                 raise
             raise Unreadable(f"unreadable: {getattr(error, 'strerror', None) or type(error).__name__}") from None
@@ -97,17 +98,20 @@ class Reader:
         return data
 
     def _read(self, place: Place) -> bytes:
-        file = self._at(place.file)
+        if place.row is not None:
+            data, _ = bytes_and_path(self._at(place.file, rows_of).value(place.row, place.column))
+            return data or b""
+        file = self._at(place.file, opened)
         file.seek(place.offset or 0)
         return file.read(place.size)
 
-    def _at(self, name: str) -> IO[bytes]:
+    def _at(self, name: str, how: Callable[[str, str], AbstractContextManager]) -> Any:
         if name != self._name:
             self._open.close()
             self._name = None
             if "://" not in self.root:
                 _check_inside(Path(self.root), name)
-            self._file = self._open.enter_context(opened(self.root, name))
+            self._file = self._open.enter_context(how(self.root, name))
             self._name = name
         return self._file
 
