@@ -87,6 +87,7 @@ class World:
         names = {k: pa.string() for k in ("uid", "pool", "reason")} | {"kept": pa.bool_()}
         shards.write_table(selection / "decisions.parquet", pa.Table.from_pylist(decided, schema=pa.schema(names)))
         steps = [{"reason": name} for name in ("downloaded", "small", "clip")]
+        steps[2] |= {"mitigation": {"method": "quota"}}
         shards.write_json(selection / "funnel.json", {"steps": steps})
         entry = {"name": "decisions", "rows": len(decided), "files": {}}
         shards.write_manifest(selection, "selection", [entry], pools={"main": "sha256 of its manifest"})
@@ -236,6 +237,7 @@ def test_bias_tables_add_up_over_shards(sound):
         assert group["total"] == 200
         assert group["kept"] + sum(rule["dropped"] for rule in group["reasons"]) == 200
     assert table["groupings"]["language"]["unknown"] == 40
+    assert table["mitigations"] == [{"method": "quota", "reason": "clip"}]
     records = {(r["group"], r["attribute"]): r for r in table["associations"]}
     assert records["women", "work"]["together_before"] == 100
     assert records["men", "work"]["before"] == -1

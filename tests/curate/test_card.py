@@ -37,6 +37,8 @@ BIAS = {
     }},
     "rules": [{"grouping": "gender", "reason": "clip", "group": "woman", "against": "man", "rate": 0.75,
                "against_rate": 0.5}],
+    "mitigations": [{"reason": "fair", "method": "quota", "impact_ratio_before": 0.5, "impact_ratio_after": 0.9,
+                     "rows_gained": 0, "rows_lost": 7, "mean_score_before": 0.3, "mean_score_after": 0.31}],
 }
 
 
@@ -48,6 +50,7 @@ def test_the_card_tells_groups_licences_and_lineage():
     assert "| woman | 80 | 20 | 40.0% | 20.0% | 25.0% [10.0%, 90.0%] | 0.500 |" in text
     assert "few" not in text
     assert "- rule clip drops 75.0% of gender=woman, 50.0% of man" in text
+    assert "(quota): impact ratio 0.500 before, 0.900 after; 0 rows gained, 7 lost; mean score 0.300 before" in text
     assert "| CC0 | 60 | 60.0% |" in text and "| alt | the list's own |" in text
     assert "f00d" in text and "| web | 200 | 100 | per row, or unknown | abc |" in text
 

@@ -13,8 +13,9 @@ from vlmpipe.curate.census import Facts, Source, collect, find_sources, frames, 
 from vlmpipe.curate.duplicates import Near
 from vlmpipe.curate.evaluation import evaluation_images
 from vlmpipe.curate.expectations import ExpectationsConfig, Rule, between, clear, column, suite, suites, validate
+from vlmpipe.curate.filters import FUNNEL
 from vlmpipe.errors import UserError
-from vlmpipe.shards import write_json
+from vlmpipe.shards import read_json, write_json
 
 MOST_LANGUAGES = 20  # shares among the metrics; the bias tables have the others
 
@@ -67,6 +68,8 @@ def audit(
         facts.identities, facts.columns, facts.attributes, facts.outcome, facts.reasons, facts.scores, config.bias
     )
     _show_samples(table["rules"], facts, sources, config.bias.samples)
+    steps = read_json(selection / FUNNEL)["steps"]
+    table["mitigations"] = [step["mitigation"] | {"reason": step["reason"]} for step in steps if "mitigation" in step]
     write_json(out / "expectations.json", expectations)
     write_json(out / "bias.json", table | {"limit": config.bias.limit, "minimum_group": config.bias.minimum_group})
     write_json(out / "metrics.json", metrics(counts, note, expectations, table))

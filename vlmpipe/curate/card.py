@@ -101,6 +101,12 @@ def _groups(bias: Mapping | None) -> str:
     ]
     named = "Rules that drop one group far more than another, by more than noise:\n\n" + "\n".join(rules)
     parts.append(named if rules else "No rule drops one of these groups far more than another.")
+    parts += [
+        f"Rule {m['reason']} holds the groups' pass rates together ({m['method']}): impact ratio "
+        f"{_number(m['impact_ratio_before'])} before, {_number(m['impact_ratio_after'])} after; "
+        f"{m['rows_gained']} rows gained, {m['rows_lost']} lost; mean score {_number(m['mean_score_before'])} before, "
+        f"{_number(m['mean_score_after'])} after." for m in bias.get("mitigations", ())
+    ]
     intro = f"Groups of at least {bias['minimum_group']} rows, by words in the caption, by column or by the URL's host."
     return "\n\n".join([intro, *parts])
 

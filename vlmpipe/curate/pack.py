@@ -104,7 +104,7 @@ def pack(
         entries, facts["licences"] = _write_splits(partial, chosen, split, facts["splits"], config)
         tables = None if bias is None else shards.read_json(bias)
         shards.write_bytes_atomic(partial / "README.md", card(facts, funnel, chosen.extra, entries, tables).encode())
-        shards.write_json(partial / croissant.FILE, _croissant(out.name, facts, funnel, chosen.extra, entries))
+        shards.write_json(partial / croissant.FILE, _croissant(facts, funnel, chosen.extra, entries))
         shards.write_manifest(partial, KIND, entries, card=shards.sha256_file(partial / "README.md"), **facts)
         failed = _failed(partial, entries, facts["splits"], config) if config.check else []
         if failed:
@@ -114,12 +114,13 @@ def pack(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _croissant(name: str, facts: dict, funnel: dict, extra: pa.Schema, entries: Sequence[dict]) -> dict:
+def _croissant(facts: dict, funnel: dict, extra: pa.Schema, entries: Sequence[dict]) -> dict:
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary())])), *COLUMNS.items(), *extra])
     text = f"{sum(facts['splits'].values())} image-text pairs kept of {funnel['rows']}. Each has its url and licence."
     licences = sorted(licence for licence in facts["licences"] if licence != UNKNOWN)
     meaning = MEANING | dict.fromkeys(extra.names, OWN)
-    return croissant.describe(name, text, licences, f"1.0.0+{facts['version'][:16]}", entries, schema, meaning)
+    version = f"1.0.0+{facts['version'][:16]}"
+    return croissant.describe("curated-image-text-pairs", text, licences, version, entries, schema, meaning)
 
 
 # --- what is expected of the packed data -------------------------------------------------------------------
