@@ -209,7 +209,7 @@ def test_a_picture_that_changes_under_way_is_tried_again(tmp_path, monkeypatch):
         (folder / "02.jpg").unlink()
         return whole(*arguments)
 
-    monkeypatch.setattr("vlmpipe.curate.fetch.read_rows", late)
+    monkeypatch.setattr("vlmpipe.curate.lane.read_rows", late)
     found = ends(run(tmp_path, folder, source=FOLDER))
     assert found == {"00.jpg": "c 0", "01.jpg": "changed", "02.jpg": "unreadable"}
     monkeypatch.undo()

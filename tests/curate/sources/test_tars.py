@@ -164,11 +164,11 @@ def test_patterns_that_lead_nowhere(tmp_path, files, message):
 # --- doing it again ----------------------------------------------------------------------------------------
 
 def test_a_stopped_run_goes_on_and_ends_alike(tmp_path, monkeypatch):
-    from vlmpipe.curate import fetch
+    from vlmpipe.curate import lane
 
     tar_of(tmp_path / "in" / "a.tar", {k: v for seed in range(10) for k, v in sample(seed).items()})
     whole = files_of(run(tmp_path / "whole", tmp_path / "in", source=TARS))
-    assemble, made = fetch.assemble, []
+    assemble, made = lane.assemble, []
 
     def stops(task, *rest):
         if task.name == "00001" and not made:
@@ -176,7 +176,7 @@ def test_a_stopped_run_goes_on_and_ends_alike(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return assemble(task, *rest)
 
-    monkeypatch.setattr(fetch, "assemble", stops)
+    monkeypatch.setattr(lane, "assemble", stops)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, tmp_path / "in", source=TARS)
     kept = (tmp_path / "out" / "00000.tar").stat().st_mtime_ns
