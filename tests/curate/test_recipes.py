@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from tests.curate.made_pools import made_rows
+from vlmpipe.compose import compose
 from vlmpipe.config import parse
 from vlmpipe.curate.annotate import AnnotateConfig
 from vlmpipe.curate.filters import SelectConfig, decide
+from vlmpipe.stages import validate
 
 CURATION = Path(__file__).parents[2] / "configs" / "curation"
 
@@ -33,6 +35,16 @@ def test_every_recipe_parses(path):
     config = yaml.safe_load(path.read_text())
     assert recipe(path.stem).order[:2] == ("downloaded", "decoded")
     parse(AnnotateConfig, config["annotate"], path.stem)
+
+
+@pytest.mark.parametrize("name", ["dfn", "t-mars"])
+def test_a_recipe_is_swapped_in_and_its_numbers_are_set(name):
+    rule = "top_score" if name == "dfn" else "top_masked"
+    changes = [f"curation={name}", f"curation.select.rules.{rule}.top_fraction=0.2"]
+    params = compose("tiny", changes, CURATION.parent)
+    validate(params, "configs")
+    assert params["curation"]["select"]["rules"][rule]["top_fraction"] == 0.2
+    assert ("tmars" in params["curation"]["annotate"]) == (name == "t-mars")
 
 
 def test_datacomp_basic():
