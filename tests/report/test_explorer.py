@@ -21,7 +21,7 @@ from vlmpipe.report.explorer import ExplorerConfig, explorer
 from vlmpipe.report.explorer_columns import MAP_STEPS, describe, flatten
 from vlmpipe.report.explorer_sample import draw, quotas
 from vlmpipe.report.explorer_tiles import Sheets
-from vlmpipe.shards import write_json, write_manifest, write_shard, write_table
+from vlmpipe.shards import read_json, write_json, write_manifest, write_shard, write_table
 
 HOSTILE_NAME = "<img src=x onerror=alert(2)>"
 LIMIT = 0.3
@@ -256,6 +256,17 @@ def test_no_explorer_without_a_selection_or_where_it_is_switched_off(tmp_path):
     (root / "selection" / "decisions.parquet").unlink()
     assert not explorer(root, pools, root / "report", ExplorerConfig(), "made", {})
     assert not (root / "report" / "explorer.html").exists()
+
+
+def test_a_pool_of_metadata_alone_is_explored_without_pictures(tmp_path):
+    root = write_workspace(tmp_path)
+    manifest = read_json(root / "pools" / "p" / "manifest.json")
+    for entry in manifest["shards"]:
+        (root / "pools" / "p" / f"{entry['name']}.tar").unlink()
+        del entry["files"][f"{entry['name']}.tar"]
+    write_json(root / "pools" / "p" / "manifest.json", manifest)
+    data = unpack(build(root))
+    assert data["shown"] == 30 and (data["arrays"]["#tile"] == -1).all()
 
 
 @pytest.mark.parametrize("config, said", [

@@ -100,12 +100,12 @@ def _add_made(shown: Shown, root: Path, lexicons: Lexicons) -> None:
     plans = sorted(root.glob("world/*/planted.parquet"))
     if plans:
         shown.add("explorer", "planted_fault", _planted(plans[0], columns["url"], columns["caption"]))
-    shown.add("explorer", "url_host", hosts(columns["url"]))
-    shown.add("explorer", "url_region", regions(columns["url"]))
     languages = columns.get("language")
     sure = None if languages is None else believed(languages, columns.get("language_score"))
     for grouping, groups in lexicons.items():
         shown.add("explorer", grouping, _groups(columns["caption"], groups, sure), f"{grouping}_group")
+    shown.add("explorer", "url_region", regions(columns["url"]))
+    shown.add("explorer", "url_host", hosts(columns["url"]))
 
 
 def _planted(plan: Path, urls: pa.Array, captions: pa.Array) -> pa.Array:
@@ -168,7 +168,7 @@ def _packed(
     header: dict[str, Any] = {
         "title": title, "profile": profile, "rows": sum(sample.counts.values()), "shown": len(sample.position),
         "columns": columns, "maps": maps, "reasons": reasons, "thresholds": thresholds(shown, steps),
-        "steps": [{key: step[key] for key in ("reason", "rows_out", "dropped")} |
+        "steps": [{key: step.get(key) for key in ("reason", "rows_out", "dropped", "unique")} |
                   {"config": {key: value for key, value in (step.get("config") or {}).items() if value is not None}}
                   for step in steps],
         "pictures": PICTURES, "tile_side": config.tile,

@@ -169,9 +169,9 @@ def _narrow(codes: np.ndarray, largest: int) -> np.ndarray:
 # --- thresholds --------------------------------------------------------------------------------------------
 
 def thresholds(shown: Shown, steps: Sequence[Mapping]) -> dict[str, list[dict[str, Any]]]:
-    """Column -> [{rule, at}]: the column whose values are the ones that a rule's drops were decided by.
+    """Column -> [{rule, at}]: the column that a rule names, or whose values are those that its drops were decided by.
 
-    A rule that dropped nothing left no value: it is known by its config, where it bears or names a column.
+    A rule that dropped nothing left no value: it is known where it bears a column's name.
     """
     numbers = {name: pc.fill_null(values.cast(pa.float64(), safe=False), np.nan).to_numpy()
                for name, (source, values) in sorted(shown.columns.items(), key=lambda item: item[1][0] != "explorer")
@@ -184,10 +184,13 @@ def thresholds(shown: Shown, steps: Sequence[Mapping]) -> dict[str, list[dict[st
         rows = np.flatnonzero(pc.equal(reason, rule).to_numpy(zero_copy_only=False) & np.isfinite(value))
         fits = [name for name, column in numbers.items()
                 if len(rows) and np.allclose(column[rows], value[rows], rtol=1e-5, atol=1e-9)]
-        named = [name for name in (rule, config.get("column")) if name in numbers]
+        named = [name for name in (config.get("column"), rule) if name in numbers]
         limits = {float(limit) for limit in np.unique(threshold[rows]) if np.isfinite(limit)}
         limits |= {float(config[key]) for key in ("min", "max") if isinstance(config.get(key), int | float)}
-        column = _nearest(rule, fits) if fits else (named[0] if named and not len(rows) else None)
+        if config.get("column") in numbers or not len(rows):
+            column = named[0] if named else None
+        else:
+            column = _nearest(rule, fits) if fits else None
         if column is not None and len(limits) <= 4:
             found.setdefault(column, []).extend({"rule": rule, "at": limit} for limit in sorted(limits))
     return found

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlmpipe.images import NotAnImage, opened, to_rgb
 from vlmpipe.report.pictures import jpeg_bytes
-from vlmpipe.shards import iter_images, write_bytes_atomic
+from vlmpipe.shards import iter_images, read_manifest, write_bytes_atomic
 
 ACROSS, DOWN = 16, 16  # tiles of a sheet
 
@@ -68,12 +68,15 @@ def draw_sheets(
     """
     sheets = Sheets(directory, count, tile, quality)
     for pool, shard, numbers in wanted:
-        if not numbers:  # its tar need not be read
-            continue
         left = dict(numbers)
-        for uid, data in iter_images(pool, shard):
+        for uid, data in iter_images(pool, shard) if left and _has_pictures(pool, shard) else ():
             if uid in left:
                 sheets.put(left.pop(uid), data)
         for number in left.values():
             sheets.put(number, None)
     return sheets.sizes
+
+
+def _has_pictures(pool: Path, shard: str) -> bool:
+    """Not so of a pool that is another's metadata."""
+    return any(f"{shard}.tar" in entry["files"] for entry in read_manifest(pool)["shards"] if entry["name"] == shard)

@@ -99,7 +99,8 @@ function drawFunnel(width) {
       ...[[0, "start", "", words(reason)], [width - 108, "end", "out", whole(out)], [width - 52, "end", dropped ? "lost" : "soft", k ? `−${whole(dropped)}` : ""],
         [width, "end", "soft", !k ? "rows" : dropped ? `${(100 * dropped / (out + dropped)).toFixed(1)}%` : ""]]
         .map(([x, anchor, kind, text]) => make("svg:text", { x, y: narrow ? y - 5 : y + 19, "text-anchor": anchor, class: kind }, text))];
-    const title = make("svg:title", {}, k ? `${words(reason)}: ${Object.entries(D.steps[k - 1].config).map(([name, v]) => `${words(name)} ${JSON.stringify(v)}`).join(", ") || "no setting"}` : "all rows");
+    const alone = k && D.steps[k - 1].unique, title = make("svg:title", {}, k ? `${words(reason)}: ${settings(D.steps[k - 1]) || "no setting"}` : "all rows",
+      alone ? ` · ${whole(alone)} that no other rule would drop` : null);
     svg.append(reasons.length ? make("svg:a", { href: address({ view: "wall", filters: new Map([["reason", { values: new Set(reasons) }]]) }) }, title, bars) : make("svg:g", {}, title, bars));
   });
   return svg;
@@ -242,10 +243,15 @@ function tip(i, event) {
 
 // --- one sample
 
+function settings(step) {
+  const said = (v) => (Array.isArray(v) ? v.join(", ") : typeof v === "object" ? JSON.stringify(v) : v);
+  return Object.entries(step.config).map(([name, v]) => `${words(name)} ${said(v)}`).join(" · ");
+}
+
 function verdict(i) {
   const reason = value("reason", i), step = D.steps.find((found) => found.reason === D.reasons[reason]?.step);
   if (isKept(i)) return [make("p", { class: "verdict keep" }, make("b", {}, "Kept"), ` by all ${D.steps.length} rules`)];
-  const config = Object.entries(step?.config || {}).map(([name, v]) => `${words(name)} ${Array.isArray(v) ? v.join(", ") : typeof v === "object" ? JSON.stringify(v) : v}`).join(" · ");
+  const config = step && settings(step);
   const against = value("threshold", i) === null ? "" : `, against ${printed("threshold", i)}`;
   return [make("p", { class: "verdict drop" }, make("b", {}, "Dropped"), " by ", make("b", {}, words(reason)), value("value", i) === null ? "" : `: ${printed("value", i)}${against}`),
     config ? make("p", { class: "note" }, `Rule ${words(step.reason)}: ${config}`) : null];
@@ -272,7 +278,8 @@ function showRecord() {
     twin >= 0 || copies.length ? [make("h3", {}, twin >= 0 ? "Its twin" : `${copies.length} copies of it`), make("div", { class: "strip" }, twin >= 0 ? pair(twin, isKept(twin) ? "kept" : value("reason", twin)) : copies.map((k) => pair(k, value("reason", k))))] :
       other ? make("p", { class: "note" }, `Too near to ${other}, which is not in these pools.`) : null,
     part("select", "Selection"), part("annotate", "Annotations"), part("download", "Download"), part("explorer", "Computed here"),
-    empty ? make("p", { class: "note" }, `Empty: ${empty}`) : null));
+    empty ? make("p", { class: "note" }, `Empty: ${empty}`) : null,
+    make("p", { class: "note" }, "On a terminal: ", make("code", {}, `python -m vlmpipe explain ${state.uid}`))));
   panel.scrollTop = 0;
 }
 
