@@ -88,7 +88,10 @@ def write_audit(root: Path) -> None:
     ]
     impact = {"ratio": 0.5, "low": 0.4, "high": 0.6, "breach": True}
     findings = [{"grouping": "gender", "group": GROUP, "kind": "rule", "reason": "clip", "effect": -0.2, "q": 0.001}]
+    rule = {"grouping": "gender", "reason": "clip", "group": GROUP, "against": "woman", "rate": 0.5,
+            "against_rate": 0.25, "dropped": 30, "reached": 60, "samples": [{"uid": uid(1), "caption": HOSTILE}]}
     write_json(root / "audit" / "bias.json", {
+        "rules": [rule],
         "groupings": {"gender": {"groups": groups, "impact": impact}}, "findings": findings, "tests": 4, "limit": 0.8,
         "minimum_group": 20,
     })
@@ -98,6 +101,10 @@ def write_audit(root: Path) -> None:
     write_json(root / "audit" / "expectations.json", [{**record, "success": True, "message": None}, failed])
     (root / "audit" / "data_docs").mkdir()
     (root / "audit" / "data_docs" / "index.html").write_text("<p>Data Docs</p>")
+    packed = {**record, "suite": "packed-train", "success": True, "message": None}
+    write_json(root / "packed" / "expectations.json", [packed])
+    (root / "packed" / "data_docs").mkdir()
+    (root / "packed" / "data_docs" / "index.html").write_text("<p>Docs of packed data</p>")
 
 
 def write_models(root: Path, results: Path) -> None:

@@ -96,13 +96,15 @@ def test_groups_stand_with_their_rates_and_the_rule_that_did_it(page):
     assert rows[1] == ["woman", "40", "10", "40.0%", "25.0%", "0.625", "25.0%", "clip (+20.0%)"]
     assert "impact ratio 0.500 breach" in plain(found)
     assert f"gender = {evidence.GROUP}: clip -0.200 (q 0.001)" in plain(found)
+    told = f"clip drops 50.0% of gender = {evidence.GROUP} (30 of 60), 25.0% of woman"
+    assert told in plain(found) and f"{evidence.uid(1)} {HOSTILE}" in plain(found)
 
 
 def test_failed_expectations_come_first_and_data_docs_are_a_link(page, place):
     found = section(page, "expectations")
-    assert "2 expectations, 1 failed" in plain(found) and f"clip_score of {HOSTILE} is 0.1" in plain(found)
-    link = re.search(r'href="(.*?)"', found)[1]
-    assert (place / "data" / "report" / link).read_text() == "<p>Data Docs</p>"
+    assert "3 expectations, 1 failed" in plain(found) and f"clip_score of {HOSTILE} is 0.1" in plain(found)
+    pages = [(place / "data" / "report" / link).read_text() for link in re.findall(r'href="(.*?)"', found)]
+    assert pages == ["<p>Data Docs</p>", "<p>Docs of packed data</p>"]
 
 
 def test_evaluations_stand_side_by_side(page):

@@ -185,11 +185,13 @@ def expectations(workspace: Workspace, config: Any) -> dict | None:
     found = workspace.json("audit", "expectations.json")
     if found is None:
         return None
-    docs = workspace.root / "audit" / "data_docs" / "index.html"
+    found = [*found, *(workspace.json("packed", "expectations.json") or [])]
+    pages = {what: workspace.root / stage / "data_docs" / "index.html" for stage, what in (
+        ("audit", "Data Docs of the pools and the selection"), ("packed", "Data Docs of the packed data"))}
     return {
         "failed": [record for record in found if not record["success"]],
         "records": found,
-        "docs": _relative(docs, workspace.out) if docs.exists() else None,
+        "docs": {what: _relative(page, workspace.out) for what, page in pages.items() if page.exists()},
     }
 
 
