@@ -23,7 +23,7 @@ os.environ.update(
 from vlmpipe import compose
 from vlmpipe.errors import GateFailed, UserError, disk_full
 from vlmpipe.process import die_with_parent
-from vlmpipe.stages import STAGES, run_stage, validate
+from vlmpipe.stages import STAGES, run_stage, section, validate
 
 USER, GATE, BUG = 2, 1, 3
 
@@ -187,6 +187,26 @@ def _datacomp(options: argparse.Namespace) -> None:
     print(f"{read_metadata(options.metadata, pool, notes, options.score)} rows in {pool} and {notes}")
 
 
+def _ledger(options: argparse.Namespace) -> None:
+    import json
+
+    from vlmpipe.curate import ledger
+
+    found = ledger.summary(_root(options) / "state" / "download" / _pool(options))
+    print(json.dumps(found, indent=2)) if options.json else ledger.show(options.pool, found, options.hosts)
+
+
+def _refresh(options: argparse.Namespace) -> int:
+    from vlmpipe.curate.refresh import refresh
+
+    return refresh(_pool(options), Path(compose.read_params()["root"]), options.all)
+
+
+def _pool(options: argparse.Namespace) -> str:
+    section(compose.read_params(), f"pool.{options.pool}", compose.PARAMS)
+    return options.pool
+
+
 def _root(options: argparse.Namespace) -> Path:
     return options.root or Path(compose.read_params()["root"])
 
@@ -274,6 +294,18 @@ def _compare_options(command: argparse.ArgumentParser) -> None:
     _root_option(command)
 
 
+def _ledger_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("pool")
+    command.add_argument("--json", action="store_true", help="print one json object, every host in it")
+    command.add_argument("--hosts", type=int, default=20, help="how many hosts to list (default: 20)")
+    _root_option(command)
+
+
+def _refresh_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("pool")
+    command.add_argument("--all", action="store_true", help="retry the rows that still wait, too")
+
+
 def _embed_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("pictures", type=Path, help="a shard directory or a folder of images")
     command.add_argument("--scorer", required=True, help="a model directory or a hub id, as annotate takes it")
@@ -298,6 +330,8 @@ COMMANDS = {
     "serve": (_serve, _serve_options, "register scheduled deployments and run them as they fall due"),
     "models": (_models, _no_options, "list model versions with metrics, verdicts and data versions"),
     "rollback": (_rollback, _rollback_options, "move the champion back to an earlier version"),
+    "ledger": (_ledger, _ledger_options, "what became of a pool's URLs, by outcome and by host"),
+    "refresh": (_refresh, _refresh_options, "retry a pool's retriable URLs that are due, and never the refused ones"),
     "explain": (_explain, _explain_options, "every number, rule and neighbour that decided one sample"),
     "compare": (_compare, _compare_options, "what two selections keep differently, with pictures"),
     "embed": (_embed, _embed_options, "embed pictures for clusters near a reference set or for decontamination"),

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmpipe import shards
-from vlmpipe.curate import convert, notes
+from vlmpipe.curate import convert, notes, refresh
 from vlmpipe.curate.assemble import finish
 from vlmpipe.curate.lane import Fetch, lane
 from vlmpipe.curate.pixels import DecoderPool
@@ -55,8 +55,10 @@ def download(
         rows = split(source, config.source, config.columns, config.max_bytes, config.samples_per_shard, state)
         tasks = _plan(name, rows, out, state, config, source)
         known = open_again(out, state)
-        todo = [task for task in tasks if not is_done(task, known.get(task.name))]
-        reuse(todo, tasks, known, out, state)
+        names = [task.name for task in tasks]
+        resting = refresh.resting(state, names)
+        todo = [task for task in tasks if not is_done(task, known.get(task.name), len(resting.get(task.name, ())))]
+        reuse(todo, tasks, known, out, state, set().union(*resting.values()))
         notes.forget(state)
         cluster = cluster or Cluster(backend="inline")
         with _hosts(config, out) as hosts, notes.watched(f"download {name}", state, tasks, todo):
@@ -65,6 +67,7 @@ def download(
         done = [entry for batch in batches for entry in batch]
         entries = finish(name, tasks, known, done, out, config)
         notes.write_timing(state, started, entries, done)
+        refresh.finish(state, names)
     _expect_images(name, entries, out, config)
 
 

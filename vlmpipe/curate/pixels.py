@@ -181,5 +181,5 @@ class DecoderPool:
             self._free.put(decoder)
 
     def close(self) -> None:
-        for _ in range(self.size):
+        while not self._free.empty():
             self._free.get().close()

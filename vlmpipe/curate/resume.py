@@ -2,7 +2,7 @@
 
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,19 @@ def _is_whole(out: Path, entry: dict) -> bool:
         return False
 
 
-def is_done(task: ShardTask, entry: dict | None) -> bool:
-    """Whether the shard stands as it is: the same rows under the same settings, nothing to try again."""
-    return entry is not None and entry["fingerprint"] == task.fingerprint and not entry["retriable"]
+def is_done(task: ShardTask, entry: dict | None, resting: int = 0) -> bool:
+    """Whether the shard stands as it is: the same rows under the same settings, nothing to try again but `resting`."""
+    return entry is not None and entry["fingerprint"] == task.fingerprint and entry["retriable"] <= resting
 
 
-def reuse(todo: list[ShardTask], tasks: list[ShardTask], known: dict[str, dict], out: Path, state: Path) -> None:
-    """Move finished rows of shards and spools that are about to go into the spools of the shards to come."""
+def reuse(
+    todo: list[ShardTask], tasks: list[ShardTask], known: dict[str, dict], out: Path, state: Path,
+    resting: Set[str] = frozenset(),
+) -> None:
+    """Move finished rows of shards and spools that are about to go into the spools of the shards to come.
+
+    Retriable rows that are `resting` (uids) count as finished for this time.
+    """
     if todo or {task.name for task in tasks} != set(known):
         for name, entry in known.items():  # keep what the manifest knows before `out` stops being complete
             shards.write_json(state / "done" / f"{name}.json", entry)
@@ -53,7 +59,7 @@ def reuse(todo: list[ShardTask], tasks: list[ShardTask], known: dict[str, dict],
     settings = todo[0].settings if todo else ""
     for name, entry in known.items():
         if name not in kept and entry["settings"] == settings and wanted:
-            _pour(_finished_rows(out, entry, wanted), wanted)
+            _pour(_finished_rows(out, entry, wanted, resting), wanted)
     spools = {task.spool_file.name for task in todo}
     for path in sorted((state / "spool").glob("*.spool")):
         if path.name not in spools:
@@ -69,10 +75,14 @@ def _wanted_uids(todo: Sequence[ShardTask]) -> dict[str, ShardTask]:
     }
 
 
-def _finished_rows(out: Path, entry: dict, wanted: Mapping[str, Any]) -> Iterator[tuple[dict, bytes | None]]:
+def _finished_rows(
+    out: Path, entry: dict, wanted: Mapping[str, Any], resting: Set[str]
+) -> Iterator[tuple[dict, bytes | None]]:
     names = ["uid", *FACTS]
     rows = {row["uid"]: row for row in shards.read_shard_rows(out, entry["name"], names).to_pylist()}
-    yield from ((row, None) for row in rows.values() if row["status"] == "refused" and row["uid"] in wanted)
+    for uid, row in rows.items():
+        if uid in wanted and (row["status"] == "refused" or (row["status"] == "retriable" and uid in resting)):
+            yield row, None
     with shards.local_copy(entry.get("tar") or out / f"{entry['name']}.tar") as here:
         with tarfile.open(here, "r:") as tar:
             for member in tar:
