@@ -16,7 +16,7 @@ export DO_NOT_TRACK = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup run test check bench bench-bias bench-curation bench-selection ui serve report lock clean
+.PHONY: help setup run test check bench bench-bias bench-curation bench-selection bench-scoring bench-data-juicer ui serve report lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -51,7 +51,13 @@ bench-bias: setup  ## a skew planted by a filter is caught by the gate, pools wi
 bench-selection: setup  ## select 1 and 10 million rows of simulated metadata: time, memory, growth
 	$(BIN)/python benchmarks/selection.py
 
-bench: bench-bias bench-curation bench-selection  ## every benchmark
+bench-scoring: setup  ## annotate's scoring against the bare model
+	$(BIN)/python benchmarks/scoring.py
+
+bench-data-juicer: setup  ## annotate and select against Data-Juicer, in an environment of its own
+	$(BIN)/python benchmarks/data_juicer.py
+
+bench: bench-bias bench-curation bench-selection bench-scoring bench-data-juicer  ## every benchmark
 
 ui: setup        ## Prefect server and UI on loopback
 	$(BIN)/python -m vlmpipe ui

@@ -75,7 +75,7 @@ def test_pixel_hash_sees_pixels_and_size_only():
     changed = array.copy()
     changed[0, 0, 0] ^= 1
     assert pixel_hash(array) != pixel_hash(changed)
-    hashes = Hashes(NoConfig(), Tools())(Batch([picture(1), picture(1), picture(2)], [""] * 3))[2].to_pylist()
+    hashes = Hashes(Hashes.Config(), Tools())(Batch([picture(1), picture(1), picture(2)], [""] * 3))[2].to_pylist()
     assert hashes[0] == hashes[1] != hashes[2]
 
 

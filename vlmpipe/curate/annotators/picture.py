@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from vlmpipe.curate.annotators.base import Annotator, Batch, floats, shrink
+from vlmpipe.curate.annotators.base import Annotator, Batch, Tools, floats, shrink
 from vlmpipe.curate.duplicates import THUMBNAIL, look
 from vlmpipe.errors import UserError
 
@@ -106,19 +106,25 @@ def _frame(lines: np.ndarray, tolerance: int) -> int:
 class Hashes(Annotator):
     """`phash` and `thumbnail`: see `duplicates.look`. `pixel_hash`: sha256 of size and RGB pixels, first 128 bits.
 
-    Equal pixel hashes are equal pictures, whatever file they came in.
+    Equal pixel hashes are equal pictures, whatever file they came in; `pixels: false` leaves them out.
     """
 
-    fields: ClassVar = [
-        pa.field("phash", pa.uint64()), pa.field("thumbnail", pa.binary(THUMBNAIL)),
-        pa.field("pixel_hash", pa.binary(DIGEST)),
-    ]
+    @dataclass(frozen=True)
+    class Config:
+        pixels: bool = True
+
+    def __init__(self, config: Config, tools: Tools):
+        super().__init__(config, tools)
+        self.fields = [pa.field("phash", pa.uint64()), pa.field("thumbnail", pa.binary(THUMBNAIL))]
+        self.fields += [pa.field("pixel_hash", pa.binary(DIGEST))] if config.pixels else []
 
     def __call__(self, batch: Batch) -> list[pa.Array]:
         looks = look(batch.images)
         thumbnails = [row.tobytes() for row in looks.thumbnails]
-        pixels = [pixel_hash(array) for array in batch.arrays]
-        return [pa.array(looks.hashes), pa.array(thumbnails, pa.binary(THUMBNAIL)), pa.array(pixels, pa.binary(DIGEST))]
+        found = [pa.array(looks.hashes), pa.array(thumbnails, pa.binary(THUMBNAIL))]
+        if self.config.pixels:
+            found.append(pa.array([pixel_hash(array) for array in batch.arrays], pa.binary(DIGEST)))
+        return found
 
 
 def pixel_hash(array: np.ndarray) -> bytes:

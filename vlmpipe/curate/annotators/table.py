@@ -37,7 +37,7 @@ class AnnotateConfig:
     threads: int = 1
     geometry: NoConfig | None = field(default_factory=NoConfig)
     quality: Quality.Config | None = field(default_factory=Quality.Config)
-    hashes: NoConfig | None = field(default_factory=NoConfig)
+    hashes: Hashes.Config | None = field(default_factory=Hashes.Config)
     text: Text.Config | None = field(default_factory=Text.Config)
     language: Language.Config | None = field(default_factory=Language.Config)
     pii: NoConfig | None = field(default_factory=NoConfig)
