@@ -7,7 +7,7 @@ duplicates. Both read the same bytes from this disk (we from shards, Data-Juicer
 use as many processes, and start from nothing; the keep-or-drop decisions are compared row by row.
 Data-Juicer gets an environment of its own under --cache, made on the first run (needs a package index).
 
-Pictures: the textbook figures of --data where they are, else drawn scenes at 384 pixels; each again mirrored and cropped
+Pictures: the textbook figures of --data where they are, else made ones of 384 pixels; each again mirrored and cropped
 until there are enough, and 5% of the rows repeat an earlier picture under another caption.
 """
 
@@ -134,7 +134,7 @@ def our_rules() -> dict:
 
 def pairs(data: Path, count: int) -> list[tuple[bytes, str]]:
     """(jpeg, caption) of `count` pairs, the same on every run."""
-    sources = textbook_pairs(data) if (data / "pairs.parquet").exists() else scene_pairs(count // 3 + 1)
+    sources = textbook_pairs(data) if (data / "pairs.parquet").exists() else made_pairs(count // 3 + 1)
     fresh = count - int(count * REPEATED)
     made = [varied(*sources[number % len(sources)], number // len(sources)) for number in range(fresh)]
     return made + [(made[7 * n % fresh][0], f"again: {made[n][1]}") for n in range(count - fresh)]
@@ -150,7 +150,7 @@ def textbook_pairs(data: Path) -> list:
     return [(decode_rgb((data / file).read_bytes()), caption or alt or "") for file, alt, caption in rows]
 
 
-def scene_pairs(count: int) -> list:
+def made_pairs(count: int) -> list:
     import numpy as np
     from PIL import Image
 
