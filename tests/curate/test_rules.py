@@ -87,7 +87,7 @@ def test_opt_outs_by_uid_and_by_domain_with_those_below(tmp_path):
     (tmp_path / "hosts.txt").write_text("Example.test  # all of it\n")
     urls = ["http://img.example.test/1", "http://ok.test/2", "http://notexample.test/3", "http://www.example.test/4"]
     lists = {"kind": "opt_out", "uids": str(tmp_path / "uids.txt"), "domains": str(tmp_path / "hosts.txt")}
-    assert reasons(made_rows(4, url=urls), o=lists) == ["opt_out:domain", "opt_out:uid", None, "opt_out:domain"]
+    assert reasons(made_rows(4, url=urls), o=lists) == ["o:domain", "o:uid", None, "o:domain"]
     with pytest.raises(UserError, match=r"can't read the list .*nowhere"):
         reasons(made_rows(1), o={"kind": "opt_out", "uids": str(tmp_path / "nowhere")})
 

@@ -201,7 +201,8 @@ def greedy_twins(looks: Looks, priority: np.ndarray, near: Near) -> tuple[np.nda
     rows = rows[np.lexsort((priority[rows], group[rows]))]
     renumbered = np.cumsum(touched) - 1
     edges = renumbered[left], renumbered[right], np.bitwise_count(hashes[left] ^ hashes[right]).astype(np.int64)
-    walk = _Walk(renumbered[group[rows]], priority[rows], edges, looks.take(rows).thumbnails, near)
+    thumbnails = looks.take(rows).thumbnails if near.match > -1 else np.zeros((0, THUMBNAIL), np.uint8)
+    walk = _Walk(renumbered[group[rows]], priority[rows], edges, thumbnails, near)
     best = walk.run()
     lost = np.flatnonzero(best != NONE)
     keeper[rows[lost]] = rows[walk.by_rank[best[lost] & ((1 << 40) - 1)]]

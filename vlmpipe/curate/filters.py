@@ -182,7 +182,7 @@ class Decisions:
     def _codes(self, name: str, drops: Drops) -> np.ndarray:
         start = len(self.reasons)
         if drops.reasons is not None:
-            self.reasons += drops.reasons.dictionary.to_pylist()
+            self.reasons += [f"{name}{why}" if why[0] == ":" else why for why in drops.reasons.dictionary.to_pylist()]
             return drops.reasons.indices.to_numpy() + start
         self.reasons += [name, f"{name}:missing"]
         return start + (0 if drops.missing is None else drops.missing.astype(np.int16))

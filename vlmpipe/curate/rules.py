@@ -22,7 +22,8 @@ class Drops:
     """Positions [D] and, for each, the measured value, the limit that it missed (NaN: not applicable), and why.
 
     `other` are positions of the rows that stayed instead (-1: none), `names` those of pictures outside the pools.
-    `reasons` is dictionary-encoded (None: the rule's name); rows in `missing` had nothing to be judged by.
+    `reasons` is dictionary-encoded (None: the rule's name; `:why` is put behind it); rows in `missing` had nothing to
+    be judged by.
     """
 
     index: np.ndarray
@@ -340,7 +341,7 @@ def uniform(uids: pa.Array, seed: int) -> np.ndarray:
 class OptOut:
     """Drops rows that their owners took out: `uids` and `domains` are text files, one a line, `#` begins a remark.
 
-    A domain stands for the hosts below it too. Reasons: `opt_out:uid`, `opt_out:domain`.
+    A domain stands for the hosts below it too. Reasons: `<rule>:uid`, `<rule>:domain`.
     """
 
     uids: Path | None = None
@@ -362,8 +363,7 @@ class OptOut:
             code, hosts = rows.codes(DOMAIN, alive)
             bad = np.array([*(_below(host, listed) for host in hosts), False])[code]
         dropped = bad | by_uid
-        names = ["opt_out:domain", "opt_out:uid"]
-        return Drops(alive[dropped], reasons=_encoded(by_uid[dropped].astype(np.int32), names))
+        return Drops(alive[dropped], reasons=_encoded(by_uid[dropped].astype(np.int32), [":domain", ":uid"]))
 
 
 def _below(host: str, listed: set[str]) -> bool:
