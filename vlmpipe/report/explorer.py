@@ -178,7 +178,7 @@ def _packed(
 
 def _page(data: bytes, title: str, profile: str) -> str:
     environment = Environment(loader=PackageLoader("vlmpipe.report"), autoescape=True)
-    parts = {"js": ("explorer.js", "explorer_views.js"), "css": ("explorer.css",)}
+    parts = {"js": ("explorer.js", "explorer_map.js", "explorer_views.js"), "css": ("explorer.css",)}
     sources = {kind: "".join(environment.loader.get_source(environment, name)[0] for name in names)
                for kind, names in parts.items()}
     hashes = {name: base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()

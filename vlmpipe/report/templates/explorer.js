@@ -52,7 +52,8 @@ async function unpack() {
   D.sampled = D.shown < D.rows;
   D.place = new Map(columns.get("uid").texts.map((uid, i) => [uid, i]));
   // What a rule measured or missed is no column of its own: it is in the column that the rule judges.
-  const sources = ["select", "explorer", "annotate", "download"], bySource = (a, b) => sources.indexOf(a.source) - sources.indexOf(b.source);
+  const sources = ["select", "explorer", "annotate", "download"];
+  const bySource = (a, b) => sources.indexOf(a.source) - sources.indexOf(b.source);
   D.ranges = D.columns.filter((column) => column.kind === "number" && column.source !== "select" && bins(column));
   D.ranges.sort((a, b) => !!D.thresholds[b.name] - !!D.thresholds[a.name] || bySource(a, b));
   D.facets = D.columns.filter((column) => column.kind === "facet" && column.values.length > 2).sort(bySource);
@@ -182,7 +183,7 @@ const counted = (i, name) => fails[i] === 0 || (fails[i] === 1 && failedBy[i] ==
 let updates = [];
 
 function buildFilters() {
-  const box = make("input", { type: "search", id: "search", placeholder: "Search captions, addresses, uids", "aria-label": "Search text",
+  const box = make("input", { type: "search", id: "search", placeholder: "Search captions and text", "aria-label": "Search text",
     oninput: () => go({ q: box.value }) });
   const status = make("p", { id: "status", role: "status" });
   const clear = make("button", { class: "plain", onclick: () => go({ filters: new Map(), q: "" }) }, "Clear all");
@@ -198,14 +199,17 @@ function buildFilters() {
 function facet(column) {
   const shownFirst = 8, buttons = column.values.map((text, code) => {
     const counter = make("span", { class: "n" }), bar = make("span", { class: "bar" });
-    const button = make("button", { class: "value", onclick: () => toggle(column.name, text) }, bar, make("span", { class: "name" }, text), counter);
+    const button = make("button", { class: "value", onclick: () => toggle(column.name, text) }, bar,
+      make("span", { class: "name" }, text), counter);
     return { text, code, button, counter, bar };
   });
-  const list = make("div", { class: "values" }), more = make("button", { class: "plain more", onclick: () => { list.classList.toggle("all"); update(); } });
+  const list = make("div", { class: "values" }), flip = () => { list.classList.toggle("all"); update(); };
+  const more = make("button", { class: "plain more", onclick: flip });
   function update() {
     const counts = new Float64Array(column.values.length), wanted = state.filters.get(column.name)?.values;
     for (let i = 0; i < D.shown; i++) if (counted(i, column.name)) counts[column.data[i]]++;
-    const top = Math.max(1, ...counts), present = buttons.filter(({ code, text }) => code < column.values.length - 1 || counts[code] || wanted?.has(text));
+    const top = Math.max(1, ...counts), isNone = (code) => code === column.values.length - 1;
+    const present = buttons.filter(({ code, text }) => !isNone(code) || counts[code] || wanted?.has(text));
     for (const { code, button, counter, bar, text } of buttons) {
       counter.textContent = whole(counts[code]);
       bar.style.width = `${100 * counts[code] / top}%`;
@@ -217,7 +221,8 @@ function facet(column) {
     more.hidden = present.length <= shownFirst;
     more.textContent = all ? "fewer" : `${present.length - shownFirst} more`;
     const held = list.contains(document.activeElement) && document.activeElement;
-    list.replaceChildren(...present.filter(({ text }, k) => all || k < shownFirst || wanted?.has(text)).map(({ button }) => button));
+    const listed = present.filter(({ text }, k) => all || k < shownFirst || wanted?.has(text));
+    list.replaceChildren(...listed.map(({ button }) => button));
     if (held) held.focus();
   }
   updates.push(update);
@@ -226,10 +231,11 @@ function facet(column) {
 }
 
 function range(column) {
-  const chart = histogram(column, 248, 74), input = (side) => make("input", {
-    type: "number", step: "any", "aria-label": `${side} ${words(column.name)}`, placeholder: side === "low" ? number(bins(column).least) : number(bins(column).most),
-    onchange: () => setRange(column, low.value === "" ? -Infinity : +low.value, high.value === "" ? Infinity : +high.value) });
-  const low = input("low"), high = input("high"), said = make("span", { class: "n" });
+  const chart = histogram(column, 248, 74), { least, most } = bins(column);
+  const typed = () => setRange(column, low.value === "" ? -Infinity : +low.value, high.value === "" ? Infinity : +high.value);
+  const input = (side, edge) => make("input", { type: "number", step: "any", placeholder: number(edge), onchange: typed,
+    "aria-label": `${side} ${words(column.name)}` });
+  const low = input("least", least), high = input("most", most), said = make("span", { class: "n" });
   const box = make("details", { ontoggle: () => chart.update() }, make("summary", {}, words(column.name), said), chart.node,
     make("div", { class: "line" }, low, make("span", {}, "to"), high));
   updates.push(() => {
@@ -252,9 +258,10 @@ function setRange(column, low, high) {
 function histogram(column, width, height) {
   const { low, high, steps, of, all, least, most } = bins(column), base = height - 16, step = width / steps;
   const x = (v) => Math.max(0, Math.min(width, (v - low) / (high - low) * width));
-  const ghost = make("svg:path", { class: "ghost" }), keep = make("svg:path", { class: "keep" }), drop = make("svg:path", { class: "drop" });
+  const [ghost, keep, drop] = ["ghost", "keep", "drop"].map((kind) => make("svg:path", { class: kind }));
   const brush = make("svg:rect", { class: "brush", y: 0, height: base, width: 0 });
-  const svg = make("svg:svg", { class: "histogram", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `histogram of ${words(column.name)}` },
+  const svg = make("svg:svg", { class: "histogram", viewBox: `0 0 ${width} ${height}`, role: "img",
+    "aria-label": `histogram of ${words(column.name)}` },
     ghost, drop, keep, make("svg:line", { class: "axis", x1: 0, x2: width, y1: base, y2: base }), brush);
   const ends = [[0, "start", (least < low ? "≤ " : "") + number(column.whole && steps < 48 ? low + 0.5 : low)],
     [width, "end", (most > high ? "≥ " : "") + number(column.whole && steps < 48 ? high - 0.5 : high)]];
@@ -262,12 +269,14 @@ function histogram(column, width, height) {
   (D.thresholds[column.name] || []).forEach(({ rule, at }, k) => {
     const left = x(at) > width / 2, y = 10 + 12 * k;
     svg.append(make("svg:line", { class: "threshold", x1: x(at), x2: x(at), y1: 0, y2: base }),
-      make("svg:text", { class: "threshold", x: x(at) + (left ? -4 : 4), y, "text-anchor": left ? "end" : "start" }, `${words(rule)} ${number(at)}`));
+      make("svg:text", { class: "threshold", x: x(at) + (left ? -4 : 4), y, "text-anchor": left ? "end" : "start" },
+        `${words(rule)} ${number(at)}`));
   });
   const path = (heights, floors, top) => Array.from(heights, (h, b) => {
     if (!h) return "";
     const y = base - (floors ? floors[b] : 0) / top * (base - 4), tall = Math.max(1, h / top * (base - 4));
-    return `M${(b * step + 0.5).toFixed(2)} ${y.toFixed(2)}v${(-tall).toFixed(2)}h${Math.max(0.5, step - 1).toFixed(2)}v${tall.toFixed(2)}z`;
+    const [left, up, across] = [b * step + 0.5, tall, Math.max(0.5, step - 1)].map((v) => v.toFixed(2));
+    return `M${left} ${y.toFixed(2)}v-${up}h${across}v${up}z`;
   }).join("");
   ghost.setAttribute("d", path(all, null, Math.max(...all)));
   let from = null;
@@ -305,9 +314,10 @@ function histogram(column, width, height) {
 // --- cards, and lists of which only the rows in sight exist
 
 function picture(i, scale) {
-  if (i < 0 || D.tile[i] === NO_TILE) return make("span", { class: "thumb none" }, i < 0 ? "not in these pools" : "no picture");
-  const node = make("span", { class: "thumb", role: "img", "aria-label": "picture" }), sheet = D.tile[i] >> 8, place = D.tile[i] & 255;
-  const px = (v) => `${v * scale}px`, side = D.tile_side;
+  if (i < 0) return make("span", { class: "thumb none" }, "not in these pools");
+  if (D.tile[i] === NO_TILE) return make("span", { class: "thumb none" }, "no picture");
+  const node = make("span", { class: "thumb", role: "img", "aria-label": "picture" });
+  const sheet = D.tile[i] >> 8, place = D.tile[i] & 255, px = (v) => `${v * scale}px`, side = D.tile_side;
   node.style.width = px(D.tile_width[i]); node.style.height = px(D.tile_height[i]);
   node.style.backgroundImage = `url("${D.pictures}/${String(sheet).padStart(4, "0")}.jpg")`;
   node.style.backgroundPosition = `${px(-(place % 16) * side)} ${px(-(place >> 4) * side)}`;
@@ -318,16 +328,18 @@ function picture(i, scale) {
 function card(i, scale, note) {
   const frame = make("span", { class: "frame" }, picture(i, scale));
   frame.style.height = `${D.tile_side * scale}px`;
-  return make("button", { class: `card ${isKept(i) ? "kept" : "dropped"}`, "data-row": i, "aria-current": String(value("uid", i) === state.uid),
-    onclick: () => go({ uid: value("uid", i) }) }, frame, make("span", { class: "caption" }, value("caption", i) || "no caption"),
-  make("span", { class: "foot" }, make("span", { class: "why" }, value("reason", i)), note));
+  const uid = value("uid", i), open = () => go({ uid }), chosen = String(uid === state.uid);
+  return make("button", { class: `card ${isKept(i) ? "kept" : "dropped"}`, "data-row": i, "aria-current": chosen, onclick: open },
+    frame, make("span", { class: "caption" }, value("caption", i) || "no caption"),
+    make("span", { class: "foot" }, make("span", { class: "why" }, value("reason", i)), note));
 }
 
 function list(host, draw) {
   const sizer = make("div", { class: "sizer" }), rows = new Map();
   let total = 0, tall = 1;
   function paint() {
-    const first = Math.max(0, Math.floor(host.scrollTop / tall) - 2), last = Math.min(total, Math.ceil((host.scrollTop + host.clientHeight) / tall) + 2);
+    const first = Math.max(0, Math.floor(host.scrollTop / tall) - 2);
+    const last = Math.min(total, Math.ceil((host.scrollTop + host.clientHeight) / tall) + 2);
     for (const [k, node] of rows) if (k < first || k >= last) { node.remove(); rows.delete(k); }
     for (let k = last - 1; k >= first; k--) {
       if (rows.has(k)) continue;
@@ -348,9 +360,11 @@ function list(host, draw) {
 }
 
 function select(label, name, options, current) {
-  const box = make("select", { onchange: () => go({ [name]: box.value }) }, options.map(([id, text]) => make("option", { value: id, selected: id === current }, text)));
+  const option = ([id, text]) => make("option", { value: id, selected: id === current }, text);
+  const box = make("select", { onchange: () => go({ [name]: box.value }) }, options.map(option));
   return make("label", {}, label, box);
 }
 
+const plain = (text, label, act) => make("button", { class: "plain", "aria-label": label, title: label, onclick: act }, text);
 const nothing = () => make("div", { class: "empty" }, make("p", {}, "No sample matches these filters."),
   make("button", { class: "plain", onclick: () => go({ filters: new Map(), q: "" }) }, "Clear all"));
