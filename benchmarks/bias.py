@@ -6,11 +6,12 @@ Each repeat draws a table of pairs: captions in four languages that name women, 
 many countries, sizes and scores. Three filters select (size, caption words, score), the shipped word lists
 (configs/audit) say who is in which group, and the audit's own tables and the gate's own rules judge. Without a skew
 nothing depends on a group, so that every alarm is false. With one, the score filter alone sees women's pairs as worse.
+Then the same pools with the score filter mitigated (`fair_score`), and what that costs.
 """
 
 import argparse
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from vlmpipe.config import parse
 from vlmpipe.curate.audit import bias_metrics
 from vlmpipe.curate.bias import BiasConfig, measure
 from vlmpipe.curate.groups import mentions, values
+from vlmpipe.curate.mitigation import FairScore
 from vlmpipe.curate.regions import regions
 from vlmpipe.errors import GateFailed
 from vlmpipe.evaluate.gate import GateConfig, gate
@@ -31,6 +33,7 @@ from vlmpipe.shards import read_json, write_json
 
 TARGET = 0.05  # share of pools without a skew on which the gate may fail
 REASONS = ["small", "caption_words", "clip"]
+THRESHOLD = 0.27  # of the score filter
 TEMPLATES = {
     "en": ("a woman with {}", "a man with {}", "a street and {}", ("a nurse", "an engineer", "a dog")),
     "de": ("eine Frau mit {}", "ein Mann mit {}", "wie man {} malt", ("Krankenschwester", "Ingenieur", "Hund")),
@@ -60,7 +63,7 @@ def draw(rows: int, skew: float, generator: np.random.Generator) -> Pool:
     captions = [TEMPLATES[c][w].format(TEMPLATES[c][3][o]) for c, w, o in zip(codes, who, what)]
     urls = [f"https://images.example.{host}/{i}.jpg" for i, host in enumerate(generator.choice(HOSTS, rows))]
     scores = generator.normal(0.28, 0.05, rows) - np.where(who == 0, skew * 0.05, 0)
-    dropped = [generator.lognormal(6, 0.6, rows) < 250, generator.random(rows) < 0.08, scores < 0.27]
+    dropped = [generator.lognormal(6, 0.6, rows) < 250, generator.random(rows) < 0.08, scores < THRESHOLD]
     outcome = np.select(dropped, [1, 2, 3], 0)
     return Pool(pa.array(captions), pa.array(codes), pa.array(urls), scores.astype(np.float32), outcome)
 
@@ -111,6 +114,36 @@ def repeat(skew: float, repeats: int, rows: int, config: BiasConfig, seed: int =
     return found
 
 
+def mitigated(pool: Pool, method: str, config: BiasConfig) -> tuple[Pool, dict]:
+    """The pool with its score filter held to equal pass rates of women and men, and what that costs."""
+    lexicon = config.lexicons["gender"]
+    rule = FairScore(min=THRESHOLD, lexicon=lexicon, method=method, ratio=0.95)
+    reached = np.flatnonzero((pool.outcome == 0) | (pool.outcome == 3))
+    members = mentions(pool.captions.take(pa.array(reached)), lexicon, pool.languages.take(pa.array(reached)))
+    limit, cost = rule.limits(pool.scores[reached].astype(float), members, THRESHOLD)
+    outcome = pool.outcome.copy()
+    outcome[reached] = np.where(pool.scores[reached] >= limit, 0, 3)
+    return replace(pool, outcome=outcome), cost
+
+
+def mitigation_table(repeats: int, rows: int, config: BiasConfig) -> Table:
+    shown = Table(title="one standard deviation of skew, mitigated")
+    for head in ("method", "rules in breach", "rows kept", "their mean score"):
+        shown.add_column(head)
+    for method in ("per_group_threshold", "quota"):
+        costs, breaches = [], 0
+        for generator in np.random.default_rng(0).spawn(repeats):
+            pool, cost = mitigated(draw(rows, 1.0, generator), method, config)
+            breaches += bool(audited(pool, config)["rules"])
+            costs.append(cost)
+        kept, mean = (
+            np.mean([cost[f"{what}_after"] / cost[f"{what}_before"] - 1 for cost in costs])
+            for what in ("kept", "mean_score")
+        )
+        shown.add_row(method, f"in {breaches} of {repeats} pools", f"{kept:+.1%}", f"{mean:+.2%}")
+    return shown
+
+
 def shipped() -> BiasConfig:
     """The audit's configuration with the lists of all four languages."""
     params = compose("scenes", ["audit=multilingual"], Path(__file__).parents[1] / "configs")
@@ -135,7 +168,7 @@ def main() -> None:
             f"{skew:g} standard deviations" if skew else "none", f"{counts[skew]} of {len(found)}",
             f"{named} of {len(found)}", f"{sum(bool(one['findings']) for one in found)} of {len(found)}",
         )
-    Console().print(shown)
+    Console().print(shown, mitigation_table(arguments.repeats, arguments.rows, config))
     false = counts[0.0] / arguments.repeats
     print(f"false alarms: {counts[0.0]} of {arguments.repeats} = {false:.1%} (target: at most {TARGET:.0%})")
     print(f"a skew of one standard deviation: caught in {counts[1.0]} of {arguments.repeats} (target: all)")

@@ -52,12 +52,16 @@ class FairScore(Score):
         scores = rows.numbers(self.column, alive)
         scores[~np.isfinite(scores)] = np.nan
         members = self._members(rows, alive)
-        cuts = thresholds(scores, members, common, self)
-        limit = _row_limits(len(alive), members, cuts, common, self.method)
-        bad = ~(scores >= limit)
-        facts = {"threshold": float(common), "mitigation": _cost(scores, members, cuts, common, bad, self)}
-        missing = np.isnan(scores)
+        limit, cost = self.limits(scores, members, common)
+        bad, missing = ~(scores >= limit), np.isnan(scores)
+        facts = {"threshold": float(common), "mitigation": cost}
         return Drops(alive[bad], scores[bad], np.where(missing, np.nan, limit)[bad], missing=missing[bad], facts=facts)
+
+    def limits(self, scores: np.ndarray, members: Members, common: float) -> tuple[np.ndarray, dict[str, Any]]:
+        """The threshold of each row, float64 [A], where `common` is that of all, and what the change costs."""
+        cuts = thresholds(scores, members, common, self)
+        limit = _row_limits(len(scores), members, cuts, common, self.method)
+        return limit, _cost(scores, members, cuts, common, ~(scores >= limit), self)
 
     def _members(self, rows: Rows, alive: np.ndarray) -> Members:
         """The groups' positions among the rows alive."""
