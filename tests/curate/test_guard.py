@@ -1,9 +1,16 @@
 """The guard against a web that does everything wrong."""
 
+import contextlib
+import datetime
+import gzip
 import ipaddress
 import socket
+import ssl
+import threading
 import time
 import urllib.request
+import zlib
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,6 +19,7 @@ from vlmpipe.curate import guard as guard_module
 from vlmpipe.curate.failures import Failure, status_of
 from vlmpipe.curate.guard import Guard, is_public, tagged
 from vlmpipe.curate.hosts import Hosts, Rules
+from vlmpipe.curate.pool import PoolConfig
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -212,3 +220,131 @@ def test_urls_with_spaces_and_other_letters_are_sent_as_browsers_do(web):
     assert fetch(Guard(Rules(allow=LOOPBACK)), web.url("/a bé.jpg#part")) == b"found"
     assert tagged("http://bücher.example/ä?q=1&r=%20#x", 4) == "http://xn--bcher-kva.example/%C3%A4?q=1&r=%20#4"
     assert tagged("http://[::1/a", 4) == tagged("http://a..é/", 4) == "#4"
+
+
+# --- connections that are kept -----------------------------------------------------------------------------
+
+def test_one_connection_serves_several_requests_and_one_that_was_dropped_is_replaced(web):
+    web.peers.clear()
+    guard = Guard(Rules(allow=LOOPBACK))
+    with guard.installed():
+        for path in ("/kept/1.jpg", "/kept/2.jpg", "/kept/drop/3.jpg", "/kept/4.jpg"):
+            assert ask(web.url(path), path) == picture(int(path[-5]))
+    assert sorted(map(len, web.peers.values())) == [1, 3]
+    assert sum(guard.record(path).attempts for path in ("/kept/1.jpg", "/kept/2.jpg")) == 2
+
+
+def test_an_answer_that_was_not_read_to_its_end_is_no_connection_to_use_again(web):
+    guard = Guard(Rules(allow=LOOPBACK))
+    with guard.installed():
+        with urllib.request.urlopen(urllib.request.Request(tagged(web.url("/kept/5.jpg"), 1))):
+            pass
+        assert ask(web.url("/kept/6.jpg"), 2) == picture(6)
+
+
+def ask(url, tag):
+    with urllib.request.urlopen(urllib.request.Request(tagged(url, tag))) as answer:
+        return answer.read()
+
+
+# --- more attacks ------------------------------------------------------------------------------------------
+
+def test_a_body_packed_unasked_is_unpacked_and_a_packed_bomb_is_not(web):
+    web.files["/packed/gzip/a"], web.files["/packed/deflate/a"] = gzip.compress(picture(4)), zlib.compress(picture(4))
+    web.files["/packed/gzip/bomb"] = gzip.compress(bytes(30_000_000))
+    web.files["/packed/gzip/rubbish"] = web.files["/packed/br/a"] = b"neither"
+    guard = Guard(Rules(allow=LOOPBACK))
+    assert fetch(guard, web.url("/packed/gzip/a")) == fetch(guard, web.url("/packed/deflate/a"), 1) == picture(4)
+    started = time.monotonic()
+    assert failure(web.url("/packed/gzip/bomb"), max_bytes=1_000_000).reason == "too_large"
+    assert time.monotonic() - started < 3
+    assert failure(web.url("/packed/gzip/rubbish")).reason == failure(web.url("/packed/br/a")).reason == "encoding"
+
+
+def test_huge_and_many_headers_end_in_a_reason(web):
+    assert failure(web.url("/many/1/70000")).reason == "protocol"
+    assert failure(web.url("/many/150/10")).reason == "protocol"
+    assert failure(web.url("/many/90/60000"), max_bytes=1000).reason == "too_large"
+
+
+def test_a_name_with_a_private_address_is_refused_even_beside_a_public_one(web, monkeypatch):
+    monkeypatch.setattr(guard_module, "_resolve", lambda host, port: [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", web.port)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", web.port))])
+    with pytest.raises(Failure) as caught:
+        fetch(Guard(Rules()), "http://inside.test/ok/57.jpg")
+    assert caught.value.reason == "private_address" and web.hits["/ok/57.jpg"] == 0
+
+
+def test_a_name_server_that_does_not_answer_costs_the_connect_timeout_once(monkeypatch):
+    monkeypatch.setattr(guard_module, "_resolve", lambda host, port: time.sleep(5))
+    guard, started = Guard(Rules(connect_timeout=0.3)), time.monotonic()
+    for i in range(3):
+        with pytest.raises(Failure, match="dns: no answer"):
+            fetch(guard, f"http://silent.test/{i}.jpg", i)
+    assert time.monotonic() - started < 2
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path):
+    files = own_certificate(tmp_path, "127.0.0.1")
+    with tls_server(*files) as port:
+        caught = failure(f"https://127.0.0.1:{port}/a.jpg")
+    assert caught.reason == "certificate" and status_of("certificate") == "refused"
+
+
+def own_certificate(folder, name):
+    """Files of a certificate that is its own issuer, and of its key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    made = x509.CertificateBuilder(subject, subject, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+    (folder / "cert.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@contextmanager
+def tls_server(certificate, key):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        def greet():
+            with contextlib.suppress(OSError):
+                context.wrap_socket(listening.accept()[0], server_side=True)
+
+        threading.Thread(target=greet, daemon=True).start()
+        yield listening.getsockname()[1]
+
+
+# --- manners -----------------------------------------------------------------------------------------------
+
+def test_the_user_agent_is_ours_and_says_whom_to_ask(web):
+    rules = PoolConfig(urls="a.csv", contact="https://example.org/bot").rules({})
+    assert rules.agent == "vlmpipe (+https://example.org/bot)"
+    assert fetch(Guard(Rules(allow=LOOPBACK, agent=rules.agent)), web.url("/agent/a")) == rules.agent.encode()
+
+
+def test_a_reservation_of_rights_is_honoured_unless_told_otherwise(web):
+    assert failure(web.url("/reserved/1/a")).reason == "opt_out"
+    assert fetch(Guard(Rules(allow=LOOPBACK)), web.url("/reserved/0/a")) == picture(2)
+    assert fetch(Guard(Rules(allow=LOOPBACK, opt_out=False)), web.url("/reserved/1/b")) == picture(2)
+
+
+def test_robots_txt_is_read_once_a_host_and_obeyed(web):
+    web.files["/robots.txt"] = b"User-agent: vlmpipe\nDisallow: /ok/8\nCrawl-delay: 2\n\nUser-agent: *\nDisallow: /\n"
+    before = web.hits["/robots.txt"]
+    guard = Guard(Rules(allow=LOOPBACK, robots_txt=True, agent="vlmpipe (+me@example.org)"))
+    assert fetch(guard, web.url("/ok/7.jpg"), 1) == picture(7)
+    with pytest.raises(Failure, match="robots_txt"):
+        fetch(guard, web.url("/ok/8.jpg"), 2)
+    with pytest.raises(Failure, match="robots_txt"):
+        fetch(guard, web.url(f"/to/http!127.0.0.1:{web.port}/ok/8.jpg"), 3)
+    assert web.hits["/robots.txt"] - before == 1 and guard.robots.delays == {"127.0.0.1": 2.0}
+    assert failure(web.url("/ok/7.jpg"), robots_txt=True, agent="another").reason == "robots_txt"
+    assert fetch(Guard(Rules(allow=LOOPBACK)), web.url("/ok/8.jpg")) == picture(8)
+    del web.files["/robots.txt"]
+    assert fetch(Guard(Rules(allow=LOOPBACK, robots_txt=True)), web.url("/ok/8.jpg")) == picture(8)

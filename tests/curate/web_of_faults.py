@@ -32,6 +32,7 @@ class FaultyWeb(ThreadingHTTPServer):
         self.hits: Counter = Counter()
         self.times: dict[str, list[float]] = {}
         self.files: dict[str, bytes] = {}
+        self.peers: dict[tuple, list[str]] = {}  # connection -> paths of `/kept/`
         self.pause = 0.0
         self.lock = threading.Lock()
 
@@ -97,6 +98,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def give_robots(self, rest, count):
         self.send(200, picture(2), headers=[("X-Robots-Tag", unquote(rest))])
+
+    def give_packed(self, rest, count):
+        """`/packed/<encoding>/…`: the body of `files` behind it, said to be encoded so."""
+        self.send(200, self.server.files[self.path], headers=[("Content-Encoding", rest.partition("/")[0])])
+
+    def give_reserved(self, rest, count):
+        self.send(200, picture(2), headers=[("TDM-Reservation", rest.partition("/")[0])])
+
+    def give_agent(self, rest, count):
+        self.send(200, self.headers["User-Agent"].encode())
+
+    def give_many(self, rest, count):
+        """`/many/<headers>/<bytes of each>`"""
+        number, size = map(int, rest.split("/"))
+        self.send(200, picture(1), headers=[(f"X-{i}", "a" * size) for i in range(number)])
+
+    def give_kept(self, rest, count):
+        """On a connection that stays open, but for `/kept/drop/…`, which says so and closes it."""
+        body = picture(int(rest.rpartition("/")[2].partition(".")[0]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.server.peers.setdefault(self.client_address, []).append(self.path)
+        self.close_connection = rest.startswith("drop")
 
     def give_endless(self, rest, count):
         self.send_response(200)

@@ -138,12 +138,14 @@ def _by_host(table: pa.Table) -> list[dict]:
 def show(name: str, found: Mapping[str, Any], hosts: int) -> None:
     """Print a summary; of hosts the largest."""
     console = Console()
-    table = Table("status", Column("reason", no_wrap=True), *map(_right, ("rows", "attempts", "seconds", "MB")), title=f"pool {name}")
+    costs = map(_right, ("rows", "attempts", "seconds", "MB"))
+    table = Table("status", Column("reason", no_wrap=True), *costs, title=f"pool {name}")
     for row in found["outcomes"]:
         table.add_row(row["status"], row["reason"] or "", *_costs(row))
     console.print(table)
     named = f"the {hosts} largest of {len(found['hosts'])} hosts" if hosts < len(found["hosts"]) else "hosts"
-    table = Table(Column("host", min_width=14), *map(_right, (*STATUSES, "attempts", "seconds")), Column("most failures", no_wrap=True), title=named)
+    counts = map(_right, (*STATUSES, "attempts", "seconds"))
+    table = Table(Column("host", min_width=14, overflow="fold"), *counts, Column("most failures", no_wrap=True), title=named)
     for row in found["hosts"][:hosts]:
         table.add_row(escape(row["host"] or "(none)"), *(str(row[status]) for status in STATUSES), *_costs(row)[1:3],
                       row["reason"] or "")
