@@ -363,8 +363,11 @@ def test_typing_searches_captions_and_every_other_text(tab):
     shown.press("/")
     shown.type("<SCRIPT>alert(\"caption\")</script> 18")
     assert shown.js(STATUS) == "0 of 30" and "No sample matches" in shown.js(texts("main"))[0]
+    empty = "document.querySelectorAll('main .empty').length"
+    assert shown.js(empty) == 1
     shown.js("document.getElementById('search').select()")
     shown.type("Red CAR")
+    assert shown.js(empty) == 0
     assert shown.js(CARDS) == ["a woman by a red car"] and "q=Red+CAR" in shown.js("location.hash")
 
 

@@ -351,10 +351,11 @@ function list(host, draw) {
   }
   host.append(sizer);
   host.addEventListener("scroll", paint);
-  return (count, height) => {
+  return (count, height, empty) => {
     [total, tall] = [count, height];
     sizer.style.height = `${count * height}px`;
-    rows.forEach((node) => node.remove()); rows.clear();
+    rows.clear();
+    sizer.replaceChildren(...(count ? [] : [empty()]));
     paint();
   };
 }

@@ -38,10 +38,9 @@ function wall(host) {
     const chosen = order.indexOf(D.place.get(state.uid));
     across = Math.max(1, Math.floor((scroller.clientWidth - 16) / (D.tile_side * +state.size + 30)));
     height = D.tile_side * +state.size + 88;
-    show(Math.ceil(order.length / across), height);
+    show(Math.ceil(order.length / across), height, nothing);
     if (now !== before) scroller.scrollTop = chosen < 0 ? 0 : Math.max(0, (Math.floor(chosen / across) - 1) * height);
     before = now;
-    if (!order.length) scroller.firstChild.append(nothing());
   };
 }
 
@@ -53,7 +52,7 @@ function duplicates(host) {
     if (!groups.has(other)) groups.set(other, []);
     groups.get(other).push(i);
   }
-  let shown = [];
+  let shown = [], fresh = true;
   const note = (i) => (value("threshold", i) ? `${printed("value", i) ?? "–"} / ${printed("threshold", i)}` : null);
   function group([other, copies]) {
     const twin = D.twin[copies[0]], scale = +state.size;
@@ -75,9 +74,12 @@ function duplicates(host) {
     const said = make("p", {}, make("b", {}, whole(found.length)), " groups: what stays, and what was dropped for it");
     bar.replaceChildren(said, sizes(state.size));
     shown = packed(found, scroller.clientWidth - 16);
-    show(shown.length, D.tile_side * +state.size + 128);
     const none = () => make("p", { class: "empty" }, "No rule dropped a sample for another.");
-    if (!shown.length) scroller.firstChild.append(groups.size ? nothing() : none());
+    const height = D.tile_side * +state.size + 128, chosen = D.place.get(state.uid);
+    show(shown.length, height, groups.size ? nothing : none);
+    const holds = ([, copies]) => copies.includes(chosen) || D.twin[copies[0]] === chosen;
+    if (fresh && chosen !== undefined) scroller.scrollTop = shown.findIndex((row) => row.some(holds)) * height;
+    fresh = false;
   };
 }
 
