@@ -21,10 +21,10 @@ from vlmpipe.curate.assemble import assemble
 from vlmpipe.curate.failures import parse_failure, status_of
 from vlmpipe.curate.guard import Guard, host_of, tagged
 from vlmpipe.curate.hosts import Hosts, Record
-from vlmpipe.curate.pixels import Decoded, DecoderPool
+from vlmpipe.curate.pixels import DecoderPool
 from vlmpipe.curate.pool import ShardTask
 from vlmpipe.curate.schedule import Schedule
-from vlmpipe.curate.sources.read import is_placed, read_rows
+from vlmpipe.curate.sources.read import is_placed, outcome, read_rows
 from vlmpipe.curate.spool import Spool
 
 Fetch = Callable[[tuple[str, str]], tuple[str, Any, str | None]]  # (key, url) -> (key, stream, error), as img2dataset's
@@ -32,7 +32,7 @@ Fetch = Callable[[tuple[str, str]], tuple[str, Any, str | None]]  # (key, url) -
 
 @dataclass
 class _Shard:
-    """A shard on its way. `left`: rows behind URLs that are not settled yet."""
+    """A shard on its way. `left`: rows that are not settled yet."""
 
     task: ShardTask
     table: pa.Table
@@ -115,17 +115,17 @@ class Lane:
         table = pq.read_table(task.list_file)
         shard = self._open_shards[task.name] = _Shard(task, table, spool, {})
         open_rows = [row for row, uid in enumerate(shard.uids) if uid not in spool]
+        self._progress.add(task.rows - len(open_rows))
         placed = [row for row in open_rows if is_placed(table, row)]
-        if placed:
-            shard.failures |= read_rows(task, table, spool, placed, self.decoders.decode)
-        else:
-            self._progress.add(task.rows - len(open_rows))
-        behind_urls = sorted({*open_rows} - {*placed})
-        shard.left = len(behind_urls)
+        shard.left = len(open_rows)
         self.guard.hosts.learn(notes.known_hosts(self.state))
-        for row in behind_urls:
+        for row in sorted({*open_rows} - {*placed}):
             self.schedule.add(host_of(shard.urls[row]), (shard, row))
-        if not behind_urls:
+        for row, facts, image in read_rows(task, table, placed, self.decoders):
+            if self.guard.cancelled:
+                break
+            self._settle(shard, row, facts, image)
+        if not open_rows:
             self._close_soon(shard)
 
     def _close_soon(self, shard: _Shard) -> None:
@@ -185,12 +185,13 @@ class Lane:
                 shard, row, data = item
                 got = self.decoders.decode(data)
                 seen = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-                self._settle(shard, row, seen | _outcome(got), got.image)
+                self._settle(shard, row, seen | outcome(got), got.image)
             except BaseException as error:
                 self._stop(error)
 
     def _settle(self, shard: _Shard, row: int, facts: dict, image: bytes | None) -> None:
-        facts |= {"uid": shard.uids[row], "http_status": shard.asked[row].http_status}
+        record = shard.asked.get(row)  # none of a row that has a place of its own
+        facts |= {"uid": shard.uids[row], "http_status": record and record.http_status}
         with shard.lock:
             if self.guard.cancelled:
                 return
@@ -203,14 +204,6 @@ class Lane:
         self._progress.add(1)
         if last:
             self._close_soon(shard)
-
-
-def _outcome(got: Decoded) -> dict:
-    if got.image is None:
-        reason, detail = parse_failure(got.error)
-        return {"status": status_of(reason), "reason": reason, "detail": detail}
-    sizes = {name: getattr(got, name) for name in ("width", "height", "original_width", "original_height")}
-    return {"status": "downloaded", "reason": None, "detail": None, **sizes}
 
 
 def _result(entry: dict | Future) -> dict:

@@ -180,7 +180,8 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / shards.MANIFEST).exists()
     monkeypatch.setattr(Reader, "read", read)
     out = run(tmp_path, folder, source=FOLDER)
-    assert len(decoded) == len(set(decoded)) == 10
+    again = {data for data in decoded if decoded.count(data) > 1}
+    assert len(set(decoded)) == 10 and again <= {encoded(4), encoded(5)}  # those that were under way
     assert files_of(out) == files_of(run(tmp_path / "whole", folder, source=FOLDER))
 
 

@@ -1,7 +1,8 @@
-"""The bytes of rows that have a place of their own: read, held to what was listed, decoded, spooled."""
+"""The bytes of rows that have a place of their own: read, held to what was listed, decoded."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from vlmpipe.curate.failures import parse_failure, status_of
-from vlmpipe.curate.pixels import Decoded
+from vlmpipe.curate.pixels import Decoded, DecoderPool
 from vlmpipe.curate.pool import ShardTask
 from vlmpipe.curate.sources.files import opened
 from vlmpipe.curate.sources.pairs import Place
 from vlmpipe.curate.sources.tables import bytes_and_path, rows_of
-from vlmpipe.curate.spool import Spool
 from vlmpipe.errors import disk_full
+from vlmpipe.shards import batched
 
 
 def is_placed(table: pa.Table, row: int) -> bool:
@@ -24,38 +25,35 @@ def is_placed(table: pa.Table, row: int) -> bool:
 
 
 def read_rows(
-    task: ShardTask, table: pa.Table, spool: Spool, rows: Sequence[int], decode: Callable[[bytes], Decoded]
-) -> dict[int, dict]:
-    """Finish the placed `rows` of a shard in its spool; return the facts of those that a later run may read."""
-    failures: dict[int, dict] = {}
-    uids = table["uid"].to_pylist()
-    progress = task.state / "progress" / task.name
-    progress.parent.mkdir(parents=True, exist_ok=True)
-    with Reader(task.root) as reader:
-        for row in rows:
-            facts, image = _row(reader, Place(**table["place"][row].as_py()), decode)
-            facts["uid"] = uids[row]
-            if facts["status"] == "retriable":
-                failures[row] = facts
-            else:
-                spool.append(facts, image)
-            progress.write_text(str(len(spool.uids()) + len(failures)))
-    return failures
+    task: ShardTask, table: pa.Table, rows: Sequence[int], decoders: DecoderPool
+) -> Iterator[tuple[int, dict[str, Any], bytes | None]]:
+    """Read and decode the placed `rows` of a shard; yields (row, its facts, the image to store), in order."""
+    with Reader(task.root) as reader, ThreadPoolExecutor(decoders.size) as threads:
+        for few in batched(rows, 2 * decoders.size):
+            started = [(row, *_start(reader, Place(**table["place"][row].as_py()), decoders, threads)) for row in few]
+            for row, facts, decoding in started:
+                got = decoding.result() if decoding else None
+                yield row, facts | (outcome(got) if got else {}), got and got.image
 
 
-def _row(reader: "Reader", place: Place, decode: Callable[[bytes], Decoded]) -> tuple[dict[str, Any], bytes | None]:
+def _start(
+    reader: "Reader", place: Place, decoders: DecoderPool, threads: ThreadPoolExecutor
+) -> tuple[dict[str, Any], Future | None]:
     if place.reason is not None:
         return _failed(place.reason, place.detail), None
     try:
         data = reader.read(place)
     except Unreadable as error:
         return _failed(*parse_failure(str(error))), None
-    seen = {"bytes": len(data), "sha256": place.sha256}
-    got = decode(data)
+    return {"bytes": len(data), "sha256": place.sha256}, threads.submit(decoders.decode, data)
+
+
+def outcome(got: Decoded) -> dict[str, Any]:
+    """A row's facts after decoding."""
     if got.image is None:
-        return _failed(*parse_failure(got.error)) | seen, None
+        return _failed(*parse_failure(got.error))
     sizes = {name: getattr(got, name) for name in ("width", "height", "original_width", "original_height")}
-    return {"status": "downloaded", "reason": None, "detail": None, **seen, **sizes}, got.image
+    return {"status": "downloaded", "reason": None, "detail": None, **sizes}
 
 
 def _failed(reason: str, detail: str | None) -> dict[str, Any]:
