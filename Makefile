@@ -16,7 +16,7 @@ export DO_NOT_TRACK = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup run test check bench bench-bias bench-curation bench-selection bench-scoring bench-data-juicer ui serve report lock clean
+.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-no-network bench-selection bench-scoring bench-data-juicer ui serve report lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -57,7 +57,13 @@ bench-scoring: setup  ## annotate's scoring against the bare model
 bench-data-juicer: setup  ## annotate and select against Data-Juicer, in an environment of its own
 	$(BIN)/python benchmarks/data_juicer.py
 
-bench: bench-bias bench-curation bench-selection bench-scoring bench-data-juicer  ## every benchmark
+bench-download: setup  ## images per second of our download, of img2dataset and of the cores themselves
+	$(BIN)/python benchmarks/download.py
+
+bench-no-network: setup  ## 10,000 real addresses with no network: time and outcomes
+	$(BIN)/python benchmarks/no_network.py
+
+bench: bench-download bench-no-network bench-bias bench-curation bench-selection bench-scoring bench-data-juicer  ## every benchmark
 
 ui: setup        ## Prefect server and UI on loopback
 	$(BIN)/python -m vlmpipe ui
