@@ -145,7 +145,8 @@ def show(name: str, found: Mapping[str, Any], hosts: int) -> None:
     console.print(table)
     named = f"the {hosts} largest of {len(found['hosts'])} hosts" if hosts < len(found["hosts"]) else "hosts"
     counts = map(_right, (*STATUSES, "attempts", "seconds"))
-    table = Table(Column("host", min_width=14, overflow="fold"), *counts, Column("most failures", no_wrap=True), title=named)
+    host, why = Column("host", min_width=14, overflow="fold"), Column("most failures", no_wrap=True)
+    table = Table(host, *counts, why, title=named)
     for row in found["hosts"][:hosts]:
         table.add_row(escape(row["host"] or "(none)"), *(str(row[status]) for status in STATUSES), *_costs(row)[1:3],
                       row["reason"] or "")
