@@ -197,6 +197,8 @@ def test_copies_point_at_the_row_that_stayed(data):
 @pytest.mark.parametrize("values, kind", [
     (pa.array([1, 2**60, 3, 4]), "text"), (pa.array([{"a": 1}, None, {"a": 2}, {"a": 3}]), "text"),
     (pa.array([True, False, None, True]), "facet"), (pa.array([1.5, float("inf"), None, 2.0]), "number"),
+    (pa.array([b"ab", b"cd", b"ef", None], pa.binary(2)), "text"),
+    (pa.array([[[1.0, 2.0]], [], None, [[3.0, 4.0]]], pa.list_(pa.list_(pa.float32(), 2))), "text"),
     (pa.array(["a", "b", "c", "d"]), "text"), (pa.array(["a", "b", "b", "a"]), "facet"),
 ])
 def test_any_type_is_shown_somehow(values, kind):

@@ -21,6 +21,7 @@ from vlmpipe.shards import MANIFEST, read_manifest, read_shard_rows
 
 TEXT_LIMIT = 1000  # characters of a cell
 FACET_LIMIT = 60  # values of a facet
+DIGEST_LIMIT = 32  # bytes of what is shown in hex; longer ones are pictures, or nothing to read
 EXACT = 1 << 53  # integers beyond are not numbers for a browser
 FACETS = ("reason", "pool", "status", "language", "http_status")
 TEXTS = ("uid", "url", "caption", "other_uid", "sha256")
@@ -96,8 +97,14 @@ def _add(shown: Shown, source: str, name: str, values: pa.ChunkedArray, instead:
     kind = values.type
     if types.is_fixed_size_list(kind) and types.is_floating(kind.value_type):
         shown.embeddings.setdefault(name, _matrix(values.combine_chunks()))
-    elif not (types.is_binary(kind) or types.is_fixed_size_binary(kind) or types.is_large_binary(kind)):
+    elif _legible(kind):
         shown.add(source, name, values, instead)
+
+
+def _legible(kind: pa.DataType) -> bool:
+    if types.is_fixed_size_binary(kind):
+        return kind.byte_width <= DIGEST_LIMIT
+    return not (types.is_binary(kind) or types.is_large_binary(kind))
 
 
 def _matrix(values: pa.FixedSizeListArray) -> np.ndarray:
@@ -152,6 +159,8 @@ def _strings(name: str, values: pa.Array) -> pa.Array:
         return pc.if_else(values, "yes", "no")
     if types.is_uint64(kind):  # a hash
         return pa.array([None if value is None else f"{value:016x}" for value in values.to_pylist()], pa.string())
+    if types.is_fixed_size_binary(kind):
+        return pa.array([None if value is None else value.hex() for value in values.to_pylist()], pa.string())
     if types.is_nested(kind):
         return pa.array([None if value is None else cut(json.dumps(value, default=str, ensure_ascii=False))
                          for value in values.to_pylist()], pa.string())
