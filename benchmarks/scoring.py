@@ -5,7 +5,9 @@
 A CLIP of ViT-B/32's size with random weights, written and loaded as a Hugging Face directory. Bare: image and text
 towers on tensors that wait in memory, in batches. Ours: annotate's own loop from encoded pictures and captions to typed
 columns (decode, resize, normalise, tokenise, forward, cosine, float16 columns), made ready on threads beside the
-forward pass. Both in turns, with the same batches, threads and padding; the ratio is of the summed times.
+forward pass. Both in turns, with the same batches, threads and padding. Two shares are printed: of wall time (a core is
+free for the threads, or the model is on a GPU), and of CPU time (every core has a worker of its own, so what runs
+beside the model is paid for). On a CPU the lower one counts.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import io
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,22 +87,24 @@ class Bare:
             self.tensors.append((pixels.to(device), tokens.to(device)))
 
     @torch.inference_mode()
-    def seconds(self, count: int | None = None) -> float:
-        start = time.perf_counter()
+    def run(self, count: int | None = None) -> None:
         for pixels, tokens in self.tensors[:count]:
             self.model.get_image_features(**pixels)
             self.model.get_text_features(**tokens)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
 
 
-def ours(annotators: dict, rows: list[Row], config: AnnotateConfig) -> float:
-    start = time.perf_counter()
+def clocked(work: Callable[[], None]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def ours(annotators: dict, rows: list[Row], config: AnnotateConfig) -> None:
     tables = list(measure(batches(rows, config.batch_size), annotators, config.threads))
-    took = time.perf_counter() - start
     assert sum(map(len, tables)) == len(rows) and not any(t["clip_score"].null_count for t in tables)
-    return took
 
 
 def main() -> int:
@@ -121,17 +125,20 @@ def main() -> int:
         annotators = config.build(["embeddings"], name)
         rows = made_rows(pairs)
         bare = Bare(name, rows, options.batch_size, annotators["embeddings"].tools.scorer.device)
-        bare.seconds(1)  # warm up
-        times = {"bare": [], "ours": []}
+        bare.run(1)  # warm up
+        total = np.zeros((2, 2))  # bare and ours; wall and CPU seconds
         for number in range(options.rounds):
-            times["bare"].append(bare.seconds())
-            times["ours"].append(ours(annotators, rows, config))
-            print(f"round {number + 1}: bare model {pairs / times['bare'][-1]:.2f} pairs/s, "
-                  f"annotate {pairs / times['ours'][-1]:.2f} pairs/s", flush=True)
-    ratio = sum(times["bare"]) / sum(times["ours"])
+            spent = np.array([clocked(bare.run), clocked(lambda: ours(annotators, rows, config))])
+            total += spent
+            print(f"round {number + 1}: pairs/s of wall time: bare model {pairs / spent[0, 0]:.2f}, annotate "
+                  f"{pairs / spent[1, 0]:.2f}; of CPU time: {pairs / spent[0, 1]:.2f}, {pairs / spent[1, 1]:.2f}",
+                  flush=True)
+    wall, cpu = total[0] / total[1]
+    ratio = wall if gpu else min(wall, cpu)
     print(f"{pairs} pairs in batches of {options.batch_size}, model on {torch.get_num_threads()} thread(s), "
           f"{threads} beside it")
-    print(f"share of the bare model's throughput: {100 * ratio:.1f}% (target {100 * TARGET:.0f}%)")
+    print(f"share of the bare model's throughput: {100 * wall:.1f}% of wall time, {100 * cpu:.1f}% of CPU time "
+          f"(target {100 * TARGET:.0f}%)")
     return 0 if ratio >= TARGET else 1
 
 
