@@ -147,6 +147,8 @@ def test_packed_data_unlike_what_is_expected_is_no_dataset(world):
     assert not world[1].exists()
     records = shards.read_json(world[1].with_name("packed.failed") / "expectations.json")
     assert [record["column"] for record in records if not record["success"]] == ["caption_share"]
+    pack(*world[0], world[1], CONFIG)
+    assert world[1].exists() and not world[1].with_name("packed.failed").exists()
 
 
 def test_croissant_is_valid_and_reads_the_same_rows(world):

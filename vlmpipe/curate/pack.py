@@ -98,7 +98,8 @@ def pack(
     }
     funnel = shards.read_json(selection / filters.FUNNEL)
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for stale in (partial, _failed_place(out)):
+        shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         entries, facts["licences"] = _write_splits(partial, chosen, split, facts["splits"], config)
@@ -175,10 +176,13 @@ class _Totals:
         }])
 
 
+def _failed_place(out: Path) -> Path:
+    return out.with_name(f"{out.name}.failed")
+
+
 def _unlike(failed: Sequence[dict], partial: Path, out: Path) -> str:
     """Keep the evidence, and say what is not as expected."""
-    kept = out.with_name(f"{out.name}.failed")
-    shutil.rmtree(kept, ignore_errors=True)
+    kept = _failed_place(out)
     os.replace(partial, kept)
     more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
     return f"found packed data not as expected: {failed[0]['message']}{more}; {kept / 'data_docs/index.html'} has all"
