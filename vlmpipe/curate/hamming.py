@@ -167,8 +167,8 @@ def _sorted_by_key(hashes: np.ndarray, blocks: Sequence[Block]) -> tuple[np.ndar
     key, bits = _key(hashes, blocks), sum(width for _, width in blocks)
     if bits <= RADIX_BITS:
         key = key.astype(np.uint16)
-        row = np.argsort(key, kind="stable")
-        return key[row], row
+        buckets = np.bincount(key, minlength=1 << bits)  # the keys in order without gathering them
+        return np.repeat(np.arange(1 << bits).astype(np.uint16), buckets), np.argsort(key, kind="stable")
     # Key and row sorted as one number: faster than an argsort. Of a long key the highest bits may fall out: a
     # coarser bucket misses nothing.
     row_bits = np.uint64((len(hashes) - 1).bit_length())
