@@ -2,7 +2,9 @@
 
 import io
 import json
+import threading
 import time
+import warnings
 import zlib
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from vlmpipe.errors import UserError
-from vlmpipe.images import NotAnImage, decode_rgb, open_image, to_rgb
+from vlmpipe.images import NotAnImage, decode_rgb, open_image, quiet, to_rgb
 
 HOSTILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "hostile-images"
 LIMIT = 1_000_000
@@ -167,3 +169,22 @@ def test_hostile_files_decode_or_are_refused_as_known():
         except NotAnImage as error:
             assert not entry["decodes"], (entry, error)
             assert error.reason in {"not_an_image", "broken_image", "decompression_bomb"}, entry
+
+
+def test_threads_share_pillows_settings_and_leave_them_as_they_were():
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    inside, leave = threading.Event(), threading.Event()
+
+    def first():
+        with quiet():
+            inside.set()
+            leave.wait(5)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    inside.wait(5)
+    with quiet():
+        leave.set()
+        thread.join()
+        assert warnings.filters != filters, "the first thread's leaving must not end the second one's quiet"
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == (limit, filters)
