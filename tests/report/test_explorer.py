@@ -16,11 +16,13 @@ from PIL import Image
 
 from tests.curate.made_pools import jpeg, picture, row, write_pool
 from tests.report.evidence import HOSTILE
+from vlmpipe.curate.bias import BiasConfig
 from vlmpipe.errors import UserError
 from vlmpipe.report.explorer import ExplorerConfig, explorer
 from vlmpipe.report.explorer_columns import MAP_STEPS, describe, flatten
 from vlmpipe.report.explorer_sample import draw, quotas
 from vlmpipe.report.explorer_tiles import Sheets
+from vlmpipe.report.page import ReportConfig, report
 from vlmpipe.shards import read_json, write_json, write_manifest, write_shard, write_table
 
 HOSTILE_NAME = "<img src=x onerror=alert(2)>"
@@ -269,6 +271,16 @@ def test_a_pool_of_metadata_alone_is_explored_without_pictures(tmp_path):
     write_json(root / "pools" / "p" / "manifest.json", manifest)
     data = unpack(build(root))
     assert data["shown"] == 30 and (data["arrays"]["#tile"] == -1).all()
+
+
+@pytest.mark.parametrize("samples", [20, 0])
+def test_the_report_links_the_explorer_that_stands_beside_it(tmp_path, samples):
+    root = write_workspace(tmp_path)
+    bias = BiasConfig(lexicons=WORDS)
+    report(root, tmp_path / "results", root / "report", ReportConfig(explorer=ExplorerConfig(samples=samples)), bias)
+    links = re.findall(r'href="([^"#]+)"', (root / "report" / "index.html").read_text())
+    assert ("explorer.html" in links) == (root / "report" / "explorer.html").exists() == bool(samples)
+    assert not samples or shown(unpack(root / "report" / "explorer.html"), "gender")[0] == "woman"
 
 
 @pytest.mark.parametrize("config, said", [

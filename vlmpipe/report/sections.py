@@ -114,6 +114,8 @@ def scores(workspace: Workspace, config: Any) -> dict | None:
     kept = pc.fill_null(workspace.decisions["kept"].take(place), False).to_numpy()
     drawn = []
     for column, rule in (("clip_score", "clip"), ("caption_words", None), ("aspect", None)):
+        if column not in notes.column_names:  # its annotator is switched off
+            continue
         values = pc.fill_null(notes[column].cast(pa.float64()), np.nan).to_numpy()
         threshold = _threshold(workspace.decisions, rule) if rule else None
         drawn.append(charts.histogram(values, kept, threshold, column.replace("_", " ")))
