@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from tests.conftest import Workspace, copy_workspace, make_workspace
+from vlmpipe.curate import ledger
 from vlmpipe.curate.planted import caught
 from vlmpipe.curate.spool import Spool
 from vlmpipe.shards import iter_images, read_json, read_manifest, read_rows
@@ -314,8 +315,8 @@ def finished_rows(data: Path) -> set[str]:
 
 
 def fetched_since(data: Path, moment: float) -> set[str]:
-    lines = [line for path in data.glob("state/download/scenes/ledger/*.jsonl") for line in path.open()]
-    return {fact["uid"] for fact in map(json.loads, lines) if fact["at"] > moment}
+    lines = [line for path in data.glob("state/download/scenes/ledger/*.parquet") for line in ledger.read(path)]
+    return {line["uid"] for line in lines if (line["tried_at"] or 0) > moment}
 
 
 def stamps(directory: Path) -> dict[str, int]:

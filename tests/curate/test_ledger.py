@@ -11,6 +11,7 @@ from tests.curate.web_of_faults import faulty_web, picture
 from vlmpipe import shards
 from vlmpipe.curate import ledger
 from vlmpipe.curate.fetch import download
+from vlmpipe.curate.hosts import Record
 from vlmpipe.curate.pool import PoolConfig
 from vlmpipe.curate.refresh import refresh
 from vlmpipe.dispatch import Cluster
@@ -121,6 +122,18 @@ def test_a_refresh_that_changes_nothing_leaves_every_byte(pool, monkeypatch):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     refresh("p", root)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_what_a_killed_run_spent_is_not_forgotten(pool):
+    _, root, _ = pool
+    state = root / "state" / "download" / "p"
+    task = types.SimpleNamespace(state=state, name="00009")
+    spooled = {"status": "downloaded", "cost": ledger.cost(Record(attempts=2, spent=1.5, final_url="http://b/"), 99.0)}
+    ledger.write(task, ["u"], ["http://a/"], [spooled], {})
+    ledger.write(task, ["u"], ["http://a/"], [{"status": "downloaded"}], {})  # a run that reuses the row
+    (line,) = ledger.read(ledger.folder(state) / "00009.parquet")
+    assert (line["attempts"], line["seconds"], line["runs"], line["tried_at"]) == (2, 1.5, 1, 99.0)
+    assert line["final_url"] == "http://b/" and line["next_attempt"] is None
 
 
 def test_waits_double_up_to_a_month():

@@ -7,6 +7,7 @@ whose last row is settled is assembled while the others go on.
 import hashlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -192,6 +193,8 @@ class Lane:
     def _settle(self, shard: _Shard, row: int, facts: dict, image: bytes | None) -> None:
         record = shard.asked.get(row)  # none of a row that has a place of its own
         facts |= {"uid": shard.uids[row], "http_status": record and record.http_status}
+        if record is not None:  # kept with the row, for the ledger of a run that takes over from a killed one
+            facts["cost"] = ledger.cost(record, time.time())
         with shard.lock:
             if self.guard.cancelled:
                 return

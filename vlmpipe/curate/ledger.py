@@ -42,12 +42,15 @@ def write(
     task: ShardTask, uids: Sequence[str], urls: Sequence[str], facts: Sequence[Mapping[str, Any]],
     asked: Mapping[int, Record],
 ) -> None:
-    """Write a shard's ledger: `facts` of each row as the pool holds them, `asked` what this run spent on which."""
+    """Write a shard's ledger: `facts` of each row as the pool holds them, `asked` what this run spent on which.
+
+    A row that a killed run finished has what it took in its facts, as `cost`.
+    """
     path = folder(task.state) / f"{task.name}.parquet"
     before = {line["uid"]: line for line in read(path)} if path.exists() else {}
     now = time.time()
     lines = [
-        _line(uid, url, row, asked.get(i), before.get(uid, {}), now)
+        _line(uid, url, row, cost(asked[i], now) if i in asked else row.get("cost"), before.get(uid, {}))
         for i, (uid, url, row) in enumerate(zip(uids, urls, facts))
     ]
     write_table(path, pa.Table.from_pylist(lines, SCHEMA))
@@ -58,23 +61,24 @@ def read(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
 
-def _line(uid: str, url: str, facts: Mapping, record: Record | None, before: Mapping, now: float) -> dict:
+def cost(record: Record, now: float) -> dict[str, Any]:
+    """What one run spent on a row, by the ledger's names."""
+    return {"attempts": record.attempts, "seconds": record.spent, "final_url": record.final_url, "tried_at": now}
+
+
+def _line(uid: str, url: str, facts: Mapping, spent: Mapping | None, before: Mapping) -> dict:
     line = {name: facts.get(name) for name in ("status", "reason", "detail", "http_status", "bytes", "sha256")}
-    tried = record is not None
-    runs = (before.get("runs") or 0) + tried
-    waits = tried and line["status"] == "retriable"
-    return {
-        **line, "uid": uid, "url": url, "host": host_of(url), "runs": runs,
-        "attempts": (before.get("attempts") or 0) + (record.attempts if tried else 0),
-        "seconds": (before.get("seconds") or 0.0) + (record.spent if tried else 0.0),
-        "final_url": record.final_url if tried else before.get("final_url"),
-        "tried_at": now if tried else before.get("tried_at"),
-        "next_attempt": now + wait(runs) if waits else _still_waiting(line, before),
-    }
-
-
-def _still_waiting(line: Mapping, before: Mapping) -> float | None:
-    return before.get("next_attempt") if line["status"] == "retriable" else None
+    line |= {"uid": uid, "url": url, "host": host_of(url)}
+    runs = (before.get("runs") or 0) + (spent is not None)
+    if spent is None:
+        kept = {name: before.get(name) for name in ("final_url", "tried_at")}
+        waits = before.get("next_attempt")
+        spent = {"attempts": 0, "seconds": 0.0}
+    else:
+        kept = {name: spent[name] for name in ("final_url", "tried_at")}
+        waits = spent["tried_at"] + wait(runs)
+    totals = {name: (before.get(name) or 0) + spent[name] for name in ("attempts", "seconds")}
+    return line | kept | totals | {"runs": runs, "next_attempt": waits if line["status"] == "retriable" else None}
 
 
 def wait(runs: int) -> float:
