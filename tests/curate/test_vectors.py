@@ -28,7 +28,9 @@ def test_rows_near_an_evaluation_picture_are_dropped_and_it_is_named(tmp_path):
     pool = embeddings([angle(5), angle(40), angle(130), angle(0), angle(201)], [False] * 3 + [True, False])
     rule = {"kind": "evaluation_embedding", "min_cosine": 0.9,
             "references": [str(tmp_path / "a.parquet"), str(tmp_path / "b.npy")]}
-    table, _ = judged(made_rows(5, image_embedding=pool), e=rule)
+    table, steps = judged(made_rows(5, image_embedding=pool), e=rule)
+    shards.write_json(tmp_path / "funnel.json", steps)  # the settings hold paths
+    assert shards.read_json(tmp_path / "funnel.json")[-1]["config"]["references"] == rule["references"]
     assert [row["other_uid"] for row in table] == ["q1", None, None, None, "b[0]"]
     assert [row["reason"] for row in table] == ["e", None, None, "e:missing", "e"]
     assert table[0]["value"] == pytest.approx(np.cos(np.radians(5)), abs=1e-3) and table[0]["threshold"] == 0.9

@@ -17,12 +17,12 @@ from vlmpipe.curate.filters import DECISIONS, FUNNEL, KIND
 from vlmpipe.errors import UserError
 
 SHOWN_NEIGHBOURS = 20
-# Numbers that a rule of this kind reads; the others name their `column`.
+# What a rule of this class reads; the others name their `column`.
+SIZE = ("original_width", "original_height")
 READS = {
-    "small": ("original_width", "original_height"), "elongated": ("original_width", "original_height"),
-    "caption_words": ("caption_words",), "caption_chars": ("caption_chars",), "clip": ("clip_score",),
-    "language": ("language", "language_score"), "evaluation_overlap": ("phash",), "near_duplicate": ("phash",),
-    "exact_duplicate": ("sha256",), "downloaded": ("status", "reason"), "decoded": ("error",),
+    "Downloaded": ("status", "reason"), "Decoded": ("error",), "Small": SIZE, "Elongated": SIZE,
+    "CaptionWords": ("caption_words",), "CaptionChars": ("caption_chars",), "Language": ("language", "language_score"),
+    "EvaluationOverlap": ("phash",), "NearDuplicate": ("phash",), "ExactDuplicate": ("sha256",), "OptOut": ("url",),
 }
 
 
@@ -95,7 +95,7 @@ def _rules(steps: Sequence[dict], decision: dict, values: dict) -> list[dict]:
     for step in steps:
         name = step["reason"]
         here = not gone and not decision["kept"] and _rule_of(decision["reason"]) == name
-        reads = [column for column in (*READS.get(name, ()), step["config"].get("column")) if column]
+        reads = [column for column in (*READS.get(step["kind"], ()), step["config"].get("column")) if column]
         found.append({
             "rule": name, "outcome": "not asked" if gone else "dropped" if here else "passed",
             "settings": step["config"] | ({"threshold": step["threshold"]} if "threshold" in step else {}),

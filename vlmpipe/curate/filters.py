@@ -264,15 +264,20 @@ def decide(rows: Rows, ordered: Sequence[tuple[str, Rule]]) -> tuple[Decisions, 
         decisions.drop(name, drops)
         by_pool = np.bincount(rows.pool[drops.index], minlength=len(rows.pool_names)).tolist()
         steps.append({
-            "reason": name, "rows_in": len(alive), "dropped": len(drops.index),
+            "reason": name, "kind": type(rule).__name__, "rows_in": len(alive), "dropped": len(drops.index),
             "rows_out": len(alive) - len(drops.index), "pools": dict(zip(rows.pool_names, by_pool)),
             "config": _plain(asdict(rule)), **drops.facts,
         })
     return decisions, [step | overlap.counts(step["reason"]) for step in steps]
 
 
-def _plain(config: dict) -> dict:
-    return {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}
+def _plain(value: Any) -> Any:
+    """A rule's settings as json has them."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 # --- what other stages read ---------------------------------------------------------------------------------
