@@ -146,6 +146,17 @@ def test_large_images_are_made_smaller_and_small_ones_stay(tmp_path, web):
     assert sizes == {"l": [1000, 500, 128, 64], "t": [2000, 3, 128, 1], "s": [40, 30, 40, 30]}
 
 
+def test_a_slow_host_stalls_no_other_and_is_given_up(tmp_path, web):
+    slow = [web.url(f"/endless/{i}").replace("127.0.0.1", "localhost") for i in range(40)]
+    quick = [web.url(f"/ok/{i}.jpg") for i in range(30)]
+    out = run(tmp_path, write_list(tmp_path / "l.parquet", [*slow, *quick]), deadline=3.0, samples_per_shard=100)
+    rows = shards.read_rows(out).to_pylist()
+    assert {row["reason"] for row in rows[:40]} == {"timeout"} and {row["reason"] for row in rows[40:]} == {None}
+    first_end = min(web.times[f"/endless/{i}"][0] for i in range(40) if f"/endless/{i}" in web.times) + 3.0
+    assert max(web.times[f"/ok/{i}.jpg"][0] for i in range(30)) < first_end  # before any slow one was over
+    assert sum(path.startswith("/endless") for path in web.hits) < 40
+
+
 def test_size_limits_refuse(tmp_path, web):
     web.files |= {"/thin.png": picture(2, (2000, 40), "PNG")}
     urls = write_list(tmp_path / "l.parquet", [web.url("/ok/1.jpg"), web.url("/thin.png"), web.url("/ok/2.jpg")])
