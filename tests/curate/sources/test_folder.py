@@ -4,6 +4,9 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -182,6 +185,33 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     out = run(tmp_path, folder, source=FOLDER)
     again = {data for data in decoded if decoded.count(data) > 1}
     assert len(set(decoded)) == 10 and again <= {encoded(4), encoded(5)}  # those that were under way
+    assert files_of(out) == files_of(run(tmp_path / "whole", folder, source=FOLDER))
+
+
+KILLED = """
+import sys, time
+from tests.curate.sources.places import run
+from vlmpipe.curate.sources.read import Reader
+from pathlib import Path
+read = Reader.read
+Reader.read = lambda self, place: time.sleep(0.3) or read(self, place)
+run(Path(sys.argv[1]), sys.argv[2], source={"kind": "folder"})
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_keeps_what_was_finished(tmp_path):
+    folder, root = numbered(tmp_path / "mine", 16), Path(__file__).resolve().parents[3]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, folder], cwd=root)
+    while not (tmp_path / "out" / "00001.tar").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out" / shards.MANIFEST).exists()
+    kept = (tmp_path / "out" / "00000.tar").stat().st_mtime_ns
+    out = run(tmp_path, folder, source=FOLDER)
+    assert (out / "00000.tar").stat().st_mtime_ns == kept
     assert files_of(out) == files_of(run(tmp_path / "whole", folder, source=FOLDER))
 
 
