@@ -125,7 +125,7 @@ def test_outside_a_workspace_every_command_says_so(tmp_path, monkeypatch, capfd,
 
 @pytest.mark.parametrize("name, data, expected", [
     ("list.csv", b"URL,ALT\nhttp://a.test/1,a\n", ("found columns URL, ALT", "did you mean 'URL'?", "columns.url")),
-    ("list.csv", b"url,caption\n", ("found no rows", "expected a list of at least one URL")),
+    ("list.csv", b"url,caption\n", ("found no rows", "expected at least one pair")),
     ("none.parquet", None, ("found no URL list none.parquet", "set the pool's `urls`")),
     ("list.parquet", b"PAR1 and then nothing", ("list.parquet: found damaged parquet", "mend it")),
     ("list.xlsx", b"PK", ("found an unknown kind of file", ".parquet")),
