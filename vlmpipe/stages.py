@@ -69,7 +69,7 @@ STAGES = {
     ),
     "pack": Stage(
         "vlmpipe.curate.pack:pack", ("pools", "annotations", "selection", "bias", "verdict", "out"),
-        {"config": ("curation.pack", "vlmpipe.curate.pack:PackConfig")}, verdicts=("verdict",),
+        {"config": ("curation.pack", "vlmpipe.curate.pack:PackConfig")}, optional=("bias",), verdicts=("verdict",),
     ),
     "pretrain": Stage(
         "vlmpipe.train.stages:pretrain", ("packed", "scorer", "out", "state"),
