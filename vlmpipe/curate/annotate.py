@@ -27,7 +27,7 @@ from vlmpipe.errors import UserError
 __all__ = ["AnnotateConfig", "annotate"]
 
 KIND = "annotations"
-VERSION = 2  # raise it when a column's meaning changes: every shard is then done again
+VERSION = 3  # raise it when a column's meaning changes: every shard is then done again
 FINGERPRINTS = b"vlmpipe.fingerprints"
 Fingerprints = dict[str, str]  # by annotator
 

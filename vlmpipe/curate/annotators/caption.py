@@ -58,8 +58,10 @@ class Text(Annotator):
                                     f"mend it") from None
 
     fields: ClassVar = [
-        pa.field("caption_chars", pa.int32()), pa.field("caption_words", pa.int32()), floats("word_repetition"),
-        floats("char_repetition"), floats("special_characters"), pa.field("boilerplate", pa.string()),
+        pa.field("caption_chars", pa.int32()), pa.field("caption_words", pa.int32()),
+        # Shares of small counts often are a round threshold exactly: 0.1 in 32 bits is more than 0.1.
+        *(pa.field(name, pa.float64()) for name in ("word_repetition", "char_repetition", "special_characters")),
+        pa.field("boilerplate", pa.string()),
     ]
 
     def __init__(self, config: Config, tools: Tools):
