@@ -16,7 +16,7 @@ export DO_NOT_TRACK = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-no-network bench-selection bench-scoring bench-data-juicer ui serve report lock clean
+.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-no-network bench-planted bench-selection bench-scoring bench-data-juicer ui serve report lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -45,6 +45,9 @@ check: setup     ## lint and the fast tests
 bench-curation: setup  ## the same training on the curated and on the raw pool, at equal steps
 	$(BIN)/python benchmarks/curation.py
 
+bench-planted: setup  ## what was planted in 20,000 pairs against what the selection caught; swapped captions ranked
+	$(BIN)/python benchmarks/planted.py
+
 bench-bias: setup  ## a skew planted by a filter is caught by the gate, pools without one pass
 	$(BIN)/python benchmarks/bias.py
 
@@ -63,7 +66,7 @@ bench-download: setup  ## images per second of our download, of img2dataset and 
 bench-no-network: setup  ## 10,000 real addresses with no network: time and outcomes
 	$(BIN)/python benchmarks/no_network.py
 
-bench: bench-download bench-no-network bench-bias bench-curation bench-selection bench-scoring bench-data-juicer  ## every benchmark
+bench: bench-download bench-no-network bench-planted bench-bias bench-curation bench-selection bench-scoring bench-data-juicer  ## every benchmark
 
 ui: setup        ## Prefect server and UI on loopback
 	$(BIN)/python -m vlmpipe ui
