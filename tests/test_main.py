@@ -10,7 +10,7 @@ import yaml
 
 import vlmpipe.__main__ as program
 from vlmpipe.__main__ import COMMANDS, main
-from vlmpipe.errors import GateFailed, UserError
+from vlmpipe.errors import GateFailed, UserError, disk_full
 from vlmpipe.stages import STAGES
 
 DOWNLOAD = ["download", "p", "--urls", "s3://bucket/list.parquet", "--out", "data/pools/p", "--state", "data/state"]
@@ -124,3 +124,11 @@ def test_with_debug_on_the_error_itself_is_raised(monkeypatch, capsys):
 def test_nothing_phones_home():
     assert os.environ["DO_NOT_TRACK"] == "1" and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false" and os.environ["GX_ANALYTICS_ENABLED"] == "false"
+
+
+def test_a_chain_of_causes_that_leads_back_to_its_start_ends():
+    first, second = ValueError("one"), KeyError("two")
+    first.__cause__, second.__cause__ = second, first
+    assert not disk_full(first)
+    second.__cause__ = OSError(28, "No space left on device")
+    assert disk_full(first)

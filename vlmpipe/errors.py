@@ -17,8 +17,10 @@ class GateFailed(Exception):
 
 def disk_full(error: BaseException | None) -> bool:
     """Whether a write failed for want of room. shutil and what is written in Rust say so in words alone."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # a chain of causes may lead back to its start
         if getattr(error, "errno", None) in FULL or IN_WORDS.search(str(error)):
             return True
+        seen.append(error)
         error = error.__cause__
     return False

@@ -34,7 +34,7 @@ Fingerprints = dict[str, str]  # by annotator
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to annotate; travels to a worker."""
+    """One shard to annotate; travels to a worker. `carried`: what its file holds; None: no file, or a damaged one."""
 
     name: str
     pool: Path
@@ -43,6 +43,7 @@ class Task:
     fingerprints: Fingerprints
     weights: Fingerprints
     config: AnnotateConfig
+    carried: Fingerprints | None
 
     @property
     def path(self) -> Path:
@@ -131,7 +132,9 @@ def _task(
         uses = [made[needed] for needed in config.needed_by(name)]
         scored = weights.get("scorer") if cls.uses_scorer else None
         made[name] = _fingerprint(VERSION, shard["files"], asdict(settings), weights.get(name), scored, uses)
-    return Task(shard["name"], pool, scorer, out, made, weights, config)
+    # Read now: the manifest, by which damage shows, is gone once shards are about to change.
+    carried = _carried(out / f"{shard['name']}.parquet")
+    return Task(shard["name"], pool, scorer, out, made, weights, config, carried)
 
 
 def _fingerprint(*facts: object) -> str:
@@ -149,16 +152,15 @@ def _carried(path: Path) -> Fingerprints | None:
 
 
 def _done(task: Task) -> bool:
-    carried = _carried(task.path)
-    return carried is not None and carried | {negative.NAME: None} == task.fingerprints | {negative.NAME: None}
+    off = {negative.NAME: None}
+    return task.carried is not None and task.carried | off == task.fingerprints | off
 
 
 # --- a shard -----------------------------------------------------------------------------------------------
 
 def annotate_shard(task: Task) -> None:
     """Write one shard's annotations; rows are the pool's downloaded ones in the pool's order."""
-    carried = _carried(task.path) or {}
-    kept = {name for name, mark in task.fingerprints.items() if carried.get(name) == mark}
+    kept = {name for name, mark in task.fingerprints.items() if (task.carried or {}).get(name) == mark}
     old = pq.read_table(task.path).combine_chunks() if kept else None
     fresh = tuple(name for name in task.fingerprints if name not in kept)
     new = _measured(task, fresh, old) if fresh or old is None else old
