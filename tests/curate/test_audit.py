@@ -374,11 +374,11 @@ def test_drift_from_the_champions_data_fails_by_name(sound, tmp_path):
     for row in world.rows:
         row |= {"language": "fr" if row["language"] == "de" else "en", "clip_score": row["clip_score"] - 0.1}
     found, failed = world.write().audit(bias={})
-    scores = {f"selection.score_{name}" for name in ("p05", "p25", "p50", "p75", "p95")}
+    scores = {f"annotations.score_{name}" for name in ("p05", "p25", "p50", "p75", "p95")}
     moved = scores | {"selection.language.de", "selection.language.fr"}
     assert set(failed) == {f"drift.{name}" for name in moved}
     assert found["metrics"]["drift.moved"] == 7 and found["n"]["drift.moved"] == 10
-    assert found["details"]["drift.moved"].startswith("drift: compared with v0.1.0; moved: selection.language.de, ")
+    assert found["details"]["drift.moved"].startswith("drift: compared with v0.1.0; moved: annotations.score_p05, ")
     assert "found 0.0" in failed["drift.selection.language.de"]["message"]
     still, failed = world.audit("off", bias={}, expectations={"drift": None})
     assert failed == {} and still["details"]["drift.moved"].startswith("drift: not compared")

@@ -9,7 +9,7 @@ from vlmpipe.curate.drift import Drift, limits, quantiles, read_reference
 from vlmpipe.errors import UserError
 
 BEFORE = {
-    "metrics": {"selection.score_p50": 0.3, "download.success_rate": 0.9, "selection.kept": 400,
+    "metrics": {"annotations.score_p50": 0.3, "download.success_rate": 0.9, "selection.kept": 400,
                 "selection.kept_fraction": 0.4, "selection.language.en": 1.0, "bias.breaches": 0},
     "n": {"download.success_rate": 1000, "selection.kept_fraction": 1000},
 }
@@ -17,7 +17,7 @@ BEFORE = {
 
 def test_limits_by_hand():
     found = limits(BEFORE, {"selection.kept": 100, "selection.language.de": 0.1}, 1000, Drift())
-    assert found["selection.score_p50"] == pytest.approx((0.25, 0.35))
+    assert found["annotations.score_p50"] == pytest.approx((0.25, 0.35))
     wide = 0.1 + 3 * (0.9 * 0.1 * 2 / 1000) ** 0.5
     assert found["download.success_rate"] == pytest.approx((0.9 - wide, 0.9 + wide))
     assert found["selection.language.en"] == pytest.approx((0.9, 1.1))
@@ -35,7 +35,7 @@ def test_two_samples_of_one_population_are_no_drift():
 
 def test_quantiles_leave_out_what_is_no_number():
     found = quantiles(np.array([0.1, np.nan, 0.3, 0.2]))
-    assert found["selection.score_p50"] == pytest.approx(0.2) and len(found) == 5
+    assert found["annotations.score_p50"] == pytest.approx(0.2) and len(found) == 5
     assert quantiles(np.array([np.nan])) == {}
 
 

@@ -166,9 +166,10 @@ def _selection_metrics(found: _Metrics, facts: Facts) -> None:
     found.add("selection.kept_of_downloaded", kept / max(downloaded, 1), downloaded, detail)
     astray = int(pools[["rows_without_decision", "decisions_without_row"]].to_numpy().sum())
     found.add("selection.unaccounted", astray, rows, f"{astray} rows without a decision or decisions without a row")
-    scored = int(np.isfinite(facts.scores[facts.kept]).sum())
-    for name, value in drift.quantiles(facts.scores[facts.kept]).items():
-        found.add(name, value, scored, f"of {scored} kept rows with a score")
+    # Of all rows, not the kept ones: a threshold that somebody moved is no drift of the data.
+    scored = int(np.isfinite(facts.scores).sum())
+    for name, value in drift.quantiles(facts.scores).items():
+        found.add(name, value, scored, f"of {scored} rows with a score")
     for name, count in sorted(facts.languages.items(), key=lambda item: (-item[1], item[0]))[:MOST_LANGUAGES]:
         found.add(f"{drift.LANGUAGE}{name}", count / max(kept, 1), kept, f"{count} of {kept} kept rows")
     overlap = int(facts.overlap.sum())

@@ -14,7 +14,7 @@ from vlmpipe.errors import UserError
 from vlmpipe.shards import read_json
 
 QUANTILES = {"p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95}
-SCORE, LANGUAGE = "selection.score_", "selection.language."
+SCORE, LANGUAGE = "annotations.score_", "selection.language."
 SHARES = {"download.success_rate": "success_rate", "selection.kept_fraction": "kept_fraction"}
 NOISE = 3.0  # standard errors that a share may be off beside its margin, on either side
 FIRST = "drift: no earlier version of the data to compare with"
