@@ -1,32 +1,20 @@
 """The arithmetic of benchmarks/planted.py on tables whose answer is known."""
 
-import importlib.util
-from pathlib import Path
-
 import pyarrow as pa
 import pytest
 
+from benchmarks import planted
 from vlmpipe.shards import write_table
 
-SOURCE = Path(__file__).parents[2] / "benchmarks" / "planted.py"
+
+def test_area_counts_pairs_in_order_and_ties_half():
+    assert planted.area([3, 4], [1, 2]) == 1
+    assert planted.area([1, 2], [3, 4]) == 0
+    assert planted.area([1, 2], [1, 2]) == 0.5
+    assert planted.area([2, 3, 5], [1, 4]) == pytest.approx(4 / 6)
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_planted", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_area_counts_pairs_in_order_and_ties_half(benchmark):
-    assert benchmark.area([3, 4], [1, 2]) == 1
-    assert benchmark.area([1, 2], [3, 4]) == 0
-    assert benchmark.area([1, 2], [1, 2]) == 0.5
-    assert benchmark.area([2, 3, 5], [1, 4]) == pytest.approx(4 / 6)
-
-
-def test_a_row_that_gave_way_to_its_planted_copy_is_no_false_drop(benchmark, tmp_path):
+def test_a_row_that_gave_way_to_its_planted_copy_is_no_false_drop(tmp_path):
     plan = [
         {"uid": "a", "url": "A", "fault": None, "twin_url": None},  # its copy stayed
         {"uid": "b", "url": "B", "fault": None, "twin_url": None},  # its copy fell too: one of them fell wrongly
@@ -38,15 +26,15 @@ def test_a_row_that_gave_way_to_its_planted_copy_is_no_false_drop(benchmark, tmp
     reasons = {"a": "near_duplicate", "b": "near_duplicate", "c": "clip", "d": None, "e": None, "f": "near_duplicate"}
     table = pa.table({"uid": list(reasons), "reason": list(reasons.values())})
     write_table(tmp_path / "decisions.parquet", table)
-    found = benchmark.false_drops(plan, tmp_path / "decisions.parquet")
+    found = planted.false_drops(plan, tmp_path / "decisions.parquet")
     assert found == {"near_duplicate": 0.25, "clip": 0.25, "sound": 4}
 
 
-def test_a_fifth_of_the_unseen_captions_moves_and_none_is_lost(benchmark):
+def test_a_fifth_of_the_unseen_captions_moves_and_none_is_lost():
     captions = [f"figure {number}" for number in range(100)]
     pairs = pa.table({"url": [f"u{number}" for number in range(100)], "caption": captions})
     trusted = set(captions[:50])
-    listed, swapped = benchmark.swap(pairs, trusted)
+    listed, swapped = planted.swap(pairs, trusted)
     now = listed["caption"].to_pylist()
     moved = {url for url, old, new in zip(pairs["url"].to_pylist(), captions, now) if old != new}
     assert moved == swapped and len(swapped) == 10 and all(int(url[1:]) >= 50 for url in swapped)

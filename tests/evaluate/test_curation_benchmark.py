@@ -1,29 +1,19 @@
 """The arithmetic of benchmarks/curation.py on numbers whose answer is known."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "benchmarks" / "curation.py"
+from benchmarks import curation
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_curation", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_perplexity_per_word_and_paired_interval(benchmark):
+def test_perplexity_per_word_and_paired_interval():
     """Ten words a caption; the raw model loses ln 2 more on each word, and answers half of what the other does."""
     curated_nats = np.linspace(5, 15, 100)
-    raw = benchmark.Arm("raw", 200, curated_nats + 10 * math.log(2), np.tile([0.0, 1.0], 50))
-    curated = benchmark.Arm("curated", 100, curated_nats, np.ones(100))
-    found = benchmark.compare(raw, curated, words=1000)
+    raw = curation.Arm("raw", 200, curated_nats + 10 * math.log(2), np.tile([0.0, 1.0], 50))
+    curated = curation.Arm("curated", 100, curated_nats, np.ones(100))
+    found = curation.compare(raw, curated, words=1000)
     surprise = found["caption_perplexity_per_word"]
     assert surprise["curated"] == pytest.approx(math.e)
     assert surprise["ratio"] == pytest.approx(2)
@@ -35,8 +25,8 @@ def test_perplexity_per_word_and_paired_interval(benchmark):
     assert found["train_rows"] == {"raw": 200, "curated": 100}
 
 
-def test_fresh_scenes_are_the_same_every_time(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "FRESH_SCENES", 3)
-    first = benchmark.draw_fresh(tmp_path / "a.parquet")
-    assert first == benchmark.draw_fresh(tmp_path / "b.parquet")
+def test_fresh_scenes_are_the_same_every_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(curation, "FRESH_SCENES", 3)
+    first = curation.draw_fresh(tmp_path / "a.parquet")
+    assert first == curation.draw_fresh(tmp_path / "b.parquet")
     assert len({data for data, _ in first}) == 3
