@@ -10,7 +10,7 @@ from tests.models.tiny import PRESETS, make, pictures
 from vlmpipe.config import parse
 from vlmpipe.errors import UserError
 from vlmpipe.models import VisionLanguageModel, VLMConfig
-from vlmpipe.models.fusion import FusionConfig, Prefix
+from vlmpipe.models.fusion import Prefix
 from vlmpipe.models.processor import stack
 from vlmpipe.models.text import SHARED, visible
 from vlmpipe.models.vision import sine_cosine_2d
@@ -98,12 +98,35 @@ def test_positions_start_with_x_in_one_half_and_y_in_the_other():
 
 
 def test_merge_folds_neighbours_of_both_directions():
-    fusion = Prefix(FusionConfig("prefix", "linear", merge=2), side=4, vision_width=1, text_width=4)
+    changes = {"fusion": {"kind": "prefix", "projector": "linear", "merge": 2}}
+    transformer = {"width": 1, "depth": 1, "heads": 1}
+    vision = {"image_size": 32, "patch_size": 8, "transformer": transformer}
+    text = {**PRESETS["prefix"]["text"], "transformer": {**transformer, "width": 4}}
+    fusion = Prefix(parse(VLMConfig, {**PRESETS["prefix"], **changes, "vision": vision, "text": text}, "model"))
     with torch.no_grad():
         fusion.projector.weight.copy_(torch.eye(4))
         fusion.projector.bias.zero_()
     tokens = torch.arange(16.0).view(1, 16, 1)
-    assert fusion(tokens)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert fusion.project(tokens)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+
+
+def test_pictures_in_the_row_are_pictures_before_it(prefix):
+    """Where a picture stands is data: the default is only a way to write it."""
+    model, processor = prefix
+    images, text = processor.images(pictures(1)), inputs([[processor.encode("a red circle")]])
+    before = torch.ones(1, model.fusion.length, dtype=torch.int64)
+    steps = torch.arange(model.fusion.length)[None]
+    row = {
+        "tokens": torch.cat([0 * before, text["tokens"]], dim=1),
+        "segments": torch.cat([SHARED * before, text["segments"]], dim=1),
+        "positions": torch.cat([steps, text["positions"] + model.fusion.length], dim=1),
+        "image_places": torch.cat([before, 0 * text["tokens"]], dim=1).bool(),
+    }
+    found = model(images=images, **row).logits[:, model.fusion.length :]
+    assert torch.equal(found, model(images=images, **text).logits)
+    row["image_places"] = row["image_places"].roll(1, dims=1) & row["image_places"]
+    with pytest.raises(UserError, match="found 3 places for 4 image tokens"):
+        model(images=images, **row)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,11 +1,12 @@
-"""One transformer for pictures and words: CLIP, GPT-2, Llama and BERT differ in its config only.
+"""One transformer for pictures and words: CLIP, GPT-2, Llama, Qwen and BERT differ in its config only.
 
-Shapes: B batch, T tokens (queries), S tokens seen (keys, cache included), H heads, K width of a head, D width.
+Shapes: B batch, T tokens (queries), S tokens seen (keys, cache included), H heads, K width of a head, D width,
+M tokens of a memory that is looked at (of pictures, or of an encoder), C its width.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +33,40 @@ NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
 @dataclass(frozen=True)
+class CrossConfig:
+    """Attention to a memory in every `every`-th block, from block `first` on.
+
+    plain: after the self-attention, as in an encoder-decoder (arXiv 1706.03762). tanh: before the block, with a
+    feed-forward of its own, both behind gates that start closed (Flamingo, arXiv 2204.14198). complementary: what is
+    seen and what was said are weighed against each other, and gates under `threshold` shut (VisualGPT's
+    self-resurrecting units, arXiv 2102.10407).
+    """
+
+    kind: Literal["plain", "tanh", "complementary"] = "plain"
+    every: int = 1
+    first: int = 0
+    threshold: float = 0.2  # of complementary gates
+
+    def __post_init__(self):
+        if self.every < 1 or self.first < 0:
+            raise UserError(f"cross: found every {self.every}, first {self.first}; expected at least 1 and 0")
+        if not 0 <= self.threshold < 0.5:
+            raise UserError(f"cross.threshold: found {self.threshold}; expected at least 0 and under 0.5")
+
+    def at(self, layer: int) -> bool:
+        return layer >= self.first and (layer - self.first) % self.every == 0
+
+
+@dataclass(frozen=True)
 class TransformerConfig:
-    """A stack of blocks. `hidden` is the width inside the feed-forward layer; 0 means four times `width`."""
+    """A stack of blocks. 0 for `kv_heads` means as many as `heads`, for `head_width` width / heads, for `hidden` (the
+    width inside the feed-forward layer) four times `width`; null for `qkv_bias` the same as `bias`."""
 
     width: int
     depth: int
     heads: int
-    kv_heads: int = 0  # 0: as many as heads
+    kv_heads: int = 0
+    head_width: int = 0
     hidden: int = 0
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
@@ -46,19 +74,26 @@ class TransformerConfig:
     activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu"
     gated: bool = False
     bias: bool = True
+    qkv_bias: bool | None = None  # Qwen2 has it without any other
+    head_norm: bool = False  # RMS norm of each query and key, as in Qwen3
+    dropout: float = 0.0  # of what attention and feed-forward add
+    cross: CrossConfig | None = None
 
     def __post_init__(self):
         for name in ("width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}; expected at least 1")
-        if self.width % self.heads:
+        if self.width % self.heads and not self.head_width:
             raise UserError(f"heads: found {self.heads} for width {self.width}; expected a divisor of the width")
         if self.heads % (self.kv_heads or self.heads):
             raise UserError(f"kv_heads: found {self.kv_heads}; expected a divisor of heads ({self.heads})")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout: found {self.dropout}; expected at least 0 and under 1")
 
     @property
-    def head_width(self) -> int:
-        return self.width // self.heads
+    def per_head(self) -> int:
+        """Width of one head."""
+        return self.head_width or self.width // self.heads
 
 
 def build_norm(config: TransformerConfig) -> nn.Module:
@@ -72,6 +107,7 @@ class Cache:
     keys: list[Tensor] = field(default_factory=list)  # each [B, H, S, K]
     values: list[Tensor] = field(default_factory=list)
     segments: Tensor | None = None  # [B, S]
+    memory: Any = None  # what cross-attention looks at, made by the first call (see `fusion`)
 
     def __len__(self) -> int:
         return 0 if self.segments is None else self.segments.shape[1]
@@ -87,42 +123,98 @@ class Cache:
         return self.keys[layer], self.values[layer]
 
 
-def rotate(x_BHTK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
-    """Rotary positions (arXiv 2104.09864) in the half-split layout that Llama checkpoints use."""
-    half = x_BHTK.shape[-1] // 2
-    frequencies = theta ** -(torch.arange(half, device=x_BHTK.device, dtype=torch.float32) / half)
-    angles = positions_BT[:, None, :, None].float() * frequencies
-    cos, sin = angles.cos().to(x_BHTK.dtype), angles.sin().to(x_BHTK.dtype)
+@dataclass(frozen=True)
+class RotaryConfig:
+    """Rotary positions (arXiv 2104.09864). `sections`: how many of the K / 2 frequencies turn with each of several
+    position numbers (time, y, x in Qwen2-VL, arXiv 2409.12191); empty: one number turns all."""
+
+    theta: float = 10000.0
+    sections: tuple[int, ...] = ()
+
+
+def rotary_table(positions: Tensor, per_head: int, config: RotaryConfig) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, 1, T, K / 2] for positions [B, T], or [B, T, sections] where there are several."""
+    half = per_head // 2
+    rates = config.theta ** -(torch.arange(half, device=positions.device, dtype=torch.float32) / half)
+    if config.sections:
+        which = torch.arange(len(config.sections), device=positions.device)
+        which = which.repeat_interleave(torch.tensor(config.sections, device=positions.device))
+        turns = positions.float()[..., which]
+    else:
+        turns = positions.float()[..., None]
+    angles = (turns * rates)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn queries or keys, in the half-split layout that Llama checkpoints use."""
+    cos, sin = (part.to(x_BHTK.dtype) for part in table)
     first, second = x_BHTK.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one matrix for queries, keys and values."""
+    """Multi-head self-attention with one matrix for queries, keys and values."""
 
-    def __init__(self, config: TransformerConfig, layer: int, rotary_theta: float | None):
+    def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
-        self.config, self.layer, self.rotary_theta = config, layer, rotary_theta
+        self.config, self.layer = config, layer
         self.kv_heads = config.kv_heads or config.heads
-        self.sizes = [heads * config.head_width for heads in (config.heads, self.kv_heads, self.kv_heads)]
-        self.qkv = nn.Linear(config.width, sum(self.sizes), bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.sizes = [heads * config.per_head for heads in (config.heads, self.kv_heads, self.kv_heads)]
+        bias = config.bias if config.qkv_bias is None else config.qkv_bias
+        self.qkv = nn.Linear(config.width, sum(self.sizes), bias=bias)
+        self.query_norm = nn.RMSNorm(config.per_head, eps=config.norm_eps) if config.head_norm else None
+        self.key_norm = nn.RMSNorm(config.per_head, eps=config.norm_eps) if config.head_norm else None
+        self.out = nn.Linear(self.sizes[0], config.width, bias=config.bias)
 
-    def forward(self, x_BTD, mask=None, positions_BT=None, cache: Cache | None = None, weights: list | None = None):
+    def forward(self, x_BTD, mask=None, rotary=None, cache: Cache | None = None, weights: list | None = None):
         query, key, value = (
-            part.unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
+            part.unflatten(-1, (-1, self.config.per_head)).transpose(1, 2)
             for part in self.qkv(x_BTD).split(self.sizes, dim=-1)
         )
-        if self.rotary_theta is not None:
-            query, key = (rotate(x, positions_BT, self.rotary_theta) for x in (query, key))
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
-        grouped = self.kv_heads != self.config.heads
-        if weights is None:
-            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
-        else:
-            mixed = attend_and_keep(query, key, value, mask, weights)
+        return self.out(attend(query, key, value, mask, weights).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention from tokens [B, T, D] to a memory [B, M, C]."""
+
+    def __init__(self, config: TransformerConfig, memory_width: int):
+        super().__init__()
+        self.config = config
+        inner = config.heads * config.per_head
+        self.query = nn.Linear(config.width, inner, bias=config.bias)
+        self.key_value = nn.Linear(memory_width, 2 * inner, bias=config.bias)
+        self.out = nn.Linear(inner, config.width, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor, memory_BMC: Tensor, mask: Tensor | None = None, weights: list | None = None):
+        """`mask` [B, 1, T, M] true where a token may look; a token that may look nowhere gets zeros."""
+        key, value = self.key_value(memory_BMC).chunk(2, dim=-1)
+        query, key, value = (
+            part.unflatten(-1, (-1, self.config.per_head)).transpose(1, 2) for part in (self.query(x_BTD), key, value)
+        )
+        nowhere = None
+        if mask is not None:
+            # A softmax over nothing is NaN: such a token looks everywhere and what it saw is taken away again.
+            nowhere = ~mask.any(dim=-1, keepdim=True)
+            mask = mask | nowhere
+        mixed = attend(query, key, value, mask, weights)
+        if nowhere is not None:
+            mixed = mixed.masked_fill(nowhere, 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def attend(query_BHTK, key_BHSK, value_BHSK, mask, weights: list | None) -> Tensor:
+    """[B, H, T, K]; where `weights` is a list, the attention is spelled out and appended to it."""
+    if weights is not None:
+        return attend_and_keep(query_BHTK, key_BHSK, value_BHSK, mask, weights)
+    grouped = key_BHSK.shape[1] != query_BHTK.shape[1]
+    return F.scaled_dot_product_attention(query_BHTK, key_BHSK, value_BHSK, attn_mask=mask, enable_gqa=grouped)
 
 
 def attend_and_keep(query_BHTK, key_BHSK, value_BHSK, mask, weights: list) -> Tensor:
@@ -153,36 +245,117 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What cross-attention looks at: tokens [B, M, C], and who may see which, [B, 1, T, M] or None for all."""
+
+    tokens: Tensor
+    mask: Tensor | None = None
+
+
 class Block(nn.Module):
     """Attention then feed-forward, each with a residual; norms before (GPT-2) or after (BERT)."""
 
-    def __init__(self, config: TransformerConfig, layer: int, rotary_theta: float | None):
+    def __init__(self, config: TransformerConfig, layer: int, memory_width: int):
         super().__init__()
         self.pre = config.norm_place == "pre"
         self.attention_norm = build_norm(config)
-        self.attention = Attention(config, layer, rotary_theta)
+        self.attention = Attention(config, layer)
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+        crossed = config.cross is not None and config.cross.at(layer)
+        self.cross = CROSSES[config.cross.kind](config, memory_width) if crossed else None
 
-    def forward(self, x_BTD: Tensor, **context) -> Tensor:
+    def forward(self, x_BTD: Tensor, memory: Memory | None = None, looks: list | None = None, **context) -> Tensor:
+        """`looks`: a list to which cross-attention appends its weights [B, H, T, M]."""
+        if self.cross is not None and self.cross.before:
+            x_BTD = self.cross(x_BTD, memory, looks)
         if self.pre:
-            x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), **context)
-            return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
-        x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, **context))
-        return self.feed_forward_norm(x_BTD + self.feed_forward(x_BTD))
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), **context))
+        else:
+            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, **context)))
+        if self.cross is not None and not self.cross.before:
+            x_BTD = self.cross(x_BTD, memory, looks)
+        if self.pre:
+            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+
+
+class Plain(nn.Module):
+    """Cross-attention with a residual, as in an encoder-decoder."""
+
+    before = False  # the self-attention
+
+    def __init__(self, config: TransformerConfig, memory_width: int):
+        super().__init__()
+        self.pre = config.norm_place == "pre"
+        self.norm, self.attention = build_norm(config), CrossAttention(config, memory_width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, memory: Memory, looks: list | None) -> Tensor:
+        if self.pre:
+            return x_BTD + self.dropout(self.attention(self.norm(x_BTD), memory.tokens, memory.mask, looks))
+        return self.norm(x_BTD + self.dropout(self.attention(x_BTD, memory.tokens, memory.mask, looks)))
+
+
+class TanhGated(nn.Module):
+    """Flamingo's layer (arXiv 2204.14198, figure 4): at gates of zero the language model is unchanged to the bit."""
+
+    before = True  # the self-attention
+
+    def __init__(self, config: TransformerConfig, memory_width: int):
+        super().__init__()
+        self.attention_norm, self.attention = build_norm(config), CrossAttention(config, memory_width)
+        self.feed_forward_norm, self.feed_forward = build_norm(config), FeedForward(config)
+        self.attention_gate, self.feed_forward_gate = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x_BTD: Tensor, memory: Memory, looks: list | None) -> Tensor:
+        seen = self.attention(self.attention_norm(x_BTD), memory.tokens, memory.mask, looks)
+        x_BTD = x_BTD + self.attention_gate.tanh() * seen
+        return x_BTD + self.feed_forward_gate.tanh() * self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class Complementary(nn.Module):
+    """VisualGPT's self-resurrecting activation unit (arXiv 2102.10407, equations 3 to 6).
+
+    With g = sigmoid(x), visual gate g where g > threshold, else 0; language gate 1 - g where that is over the
+    threshold, else 0. A gate that shut opens again, for the other one still carries x and its gradient.
+    """
+
+    before = False  # the self-attention
+
+    def __init__(self, config: TransformerConfig, memory_width: int):
+        super().__init__()
+        self.threshold = config.cross.threshold
+        self.norm, self.attention = build_norm(config), CrossAttention(config, memory_width)
+
+    def forward(self, x_BTD: Tensor, memory: Memory, looks: list | None) -> Tensor:
+        seen = self.attention(self.norm(x_BTD), memory.tokens, memory.mask, looks)
+        gate = x_BTD.sigmoid()
+        visual = gate * (gate > self.threshold)
+        language = (1 - gate) * (1 - gate > self.threshold)
+        return visual * seen + language * x_BTD
+
+
+CROSSES = {"plain": Plain, "tanh": TanhGated, "complementary": Complementary}
 
 
 class Transformer(nn.Module):
-    """The stack. `rotary_theta` None leaves positions to whoever made the embeddings."""
+    """The stack. `memory_width`: width of what cross-attention looks at; 0: the stack's own."""
 
-    def __init__(self, config: TransformerConfig, rotary_theta: float | None = None):
+    def __init__(self, config: TransformerConfig, memory_width: int = 0):
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config, layer, rotary_theta) for layer in range(config.depth))
+        memory_width = memory_width or config.width
+        self.blocks = nn.ModuleList(Block(config, layer, memory_width) for layer in range(config.depth))
 
-    def forward(self, x_BTD: Tensor, **context) -> Tensor:
+    def forward(self, x_BTD: Tensor, taps: list | None = None, **context) -> Tensor:
+        """`taps`: a list to which the output of each block is appended. The rest goes to every block."""
         for block in self.blocks:
             x_BTD = block(x_BTD, **context)
+            if taps is not None:
+                taps.append(x_BTD)
         return x_BTD
 
 
@@ -200,5 +373,7 @@ def initialize(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
     for stack in (part for part in module.modules() if isinstance(part, Transformer)):
         for block in stack.blocks:
-            for output in (block.attention.out, block.feed_forward.down):
+            outputs = [part.out for part in block.modules() if isinstance(part, (Attention, CrossAttention))]
+            outputs += [part.down for part in block.modules() if isinstance(part, FeedForward)]
+            for output in outputs:
                 output.weight.data /= math.sqrt(2 * stack.config.depth)

@@ -114,13 +114,11 @@ def llama(config: Mapping[str, Any]) -> TextModel:
     rope = config["rope_parameters"]
     if rope["rope_type"] != "default":
         raise UserError(f"rope_type: found {rope['rope_type']!r}; expected 'default'; this scaling is not supported")
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    if config["head_dim"] * heads != width:
-        raise UserError(f"head_dim: found {config['head_dim']}; expected hidden_size / heads = {width / heads:g}")
     transformer = TransformerConfig(
-        width=width,
+        width=config["hidden_size"],
         depth=config["num_hidden_layers"],
-        heads=heads,
+        heads=config["num_attention_heads"],
+        head_width=config["head_dim"],
         kv_heads=config["num_key_value_heads"],
         hidden=config["intermediate_size"],
         norm="rms",

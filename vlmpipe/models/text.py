@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.layers import Cache, Transformer, TransformerConfig, build_norm
+from vlmpipe.models.layers import Cache, Memory, RotaryConfig, Transformer, TransformerConfig, build_norm, rotary_table
 
 PADDING = 0
 SHARED = -1
@@ -28,17 +28,28 @@ class TextConfig:
     context: int = 77  # positions, the prefix of an image included
     positions: Literal["learned", "rotary", "none"] = "learned"
     rotary_theta: float = 10000.0
+    rotary_sections: tuple[int, ...] = ()  # of time, y and x, in Qwen2-VL; empty: places in the row alone
     causal: bool = True
     embedding_norm: bool = False  # BERT's
+    token_types: int = 0  # BERT's embeddings of which sentence a token belongs to
+    final_norm: bool | None = None  # null: where norms come first
     pool: Literal["last", "first", "mean"] = "last"
 
     def __post_init__(self):
-        if self.positions == "rotary" and self.transformer.head_width % 2:
+        per_head = self.transformer.per_head
+        if self.positions == "rotary" and per_head % 2:
+            raise UserError(f"positions: found 'rotary' with heads of width {per_head}; expected an even width")
+        if self.rotary_sections and 2 * sum(self.rotary_sections) != per_head:
             raise UserError(
-                f"positions: found 'rotary' with heads of width {self.transformer.head_width}; expected an even width"
+                f"rotary_sections: found {list(self.rotary_sections)} for heads of width {per_head}; expected numbers "
+                f"that sum to {per_head // 2}"
             )
         if self.context < 2:
             raise UserError(f"context: found {self.context}; expected at least 2")
+
+    @property
+    def has_final_norm(self) -> bool:
+        return self.transformer.norm_place == "pre" if self.final_norm is None else self.final_norm
 
 
 def visible(queries_BT: Tensor, keys_BS: Tensor, causal: bool, full_prefix: bool = False) -> Tensor:
@@ -62,7 +73,7 @@ def visible(queries_BT: Tensor, keys_BS: Tensor, causal: bool, full_prefix: bool
 class TextModel(nn.Module):
     """Embeddings, positions, blocks, norm. The output matrix of a language model is a head, not part of this."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, memory_width: int = 0):
         super().__init__()
         if config.vocab_size < 1:
             raise UserError(f"vocab_size: found {config.vocab_size}; expected the tokenizer's size")
@@ -70,30 +81,52 @@ class TextModel(nn.Module):
         width = config.transformer.width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.position_embedding = nn.Embedding(config.context, width) if config.positions == "learned" else None
+        self.type_embedding = nn.Embedding(config.token_types, width) if config.token_types else None
         self.embedding_norm = build_norm(config.transformer) if config.embedding_norm else nn.Identity()
-        theta = config.rotary_theta if config.positions == "rotary" else None
-        self.transformer = Transformer(config.transformer, theta)
-        self.norm = build_norm(config.transformer) if config.transformer.norm_place == "pre" else nn.Identity()
+        self.embedding_dropout = nn.Dropout(config.transformer.dropout)
+        self.transformer = Transformer(config.transformer, memory_width)
+        self.norm = build_norm(config.transformer) if config.has_final_norm else nn.Identity()
+
+    def embed(self, embeddings_BTD: Tensor, positions: Tensor, types_BT: Tensor | None = None) -> Tensor:
+        """[B, T, D]: what the first block gets. Embeddings come from `token_embedding`, from a picture, or both.
+
+        positions: [B, T], or [B, T, sections] for rotary sections. types_BT: null is type 0 everywhere.
+        """
+        if self.position_embedding is not None:
+            embeddings_BTD = embeddings_BTD + self.position_embedding(positions)
+        if self.type_embedding is not None:
+            types_BT = torch.zeros_like(positions) if types_BT is None else types_BT
+            embeddings_BTD = embeddings_BTD + self.type_embedding(types_BT)
+        return self.embedding_dropout(self.embedding_norm(embeddings_BTD))
 
     def forward(
         self,
         embeddings_BTD: Tensor,
         segments_BT: Tensor,
-        positions_BT: Tensor,
+        positions: Tensor,
         cache: Cache | None = None,
         full_prefix: bool = False,
         weights: list | None = None,
+        memory: Memory | None = None,
+        looks: list | None = None,
+        taps: list | None = None,
+        types_BT: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, D] after the last norm. Embeddings come from `token_embedding`, from a picture, or both in a row."""
+        """[B, T, D] after the last norm. `weights`, `looks`, `taps`: lists that are filled layer by layer with
+        self-attention, cross-attention and hidden states."""
         keys_BS = segments_BT
         if cache is not None:
             keys_BS = segments_BT if cache.segments is None else torch.cat([cache.segments, segments_BT], dim=1)
             cache.segments = keys_BS
         mask = visible(segments_BT, keys_BS, self.config.causal, full_prefix)
-        if self.position_embedding is not None:
-            embeddings_BTD = embeddings_BTD + self.position_embedding(positions_BT)
-        x_BTD = self.embedding_norm(embeddings_BTD)
-        x_BTD = self.transformer(x_BTD, mask=mask, positions_BT=positions_BT, cache=cache, weights=weights)
+        x_BTD = self.embed(embeddings_BTD, positions, types_BT)
+        rotary = None
+        if self.config.positions == "rotary":
+            turning = RotaryConfig(self.config.rotary_theta, self.config.rotary_sections)
+            rotary = rotary_table(positions, self.config.transformer.per_head, turning)
+        x_BTD = self.transformer(
+            x_BTD, taps, mask=mask, rotary=rotary, cache=cache, weights=weights, memory=memory, looks=looks
+        )
         return self.norm(x_BTD)
 
     def pool(self, x_BTD: Tensor, segments_BT: Tensor) -> Tensor:

@@ -1,20 +1,21 @@
 """The vision-language model: a vision encoder, a text model, a fusion and heads, each a config.
 
-Shapes: B batch, C colours, Y and X pixels, N image tokens, P prefix tokens, T text tokens, M scored positions,
-D width, E width of the shared space, V vocabulary.
+Shapes: B rows of text, n pictures (one each unless said otherwise), C colours, Y and X pixels, N image tokens, T text
+tokens, M scored positions, D width, E width of the shared space, V vocabulary.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.fusion import FUSIONS, FusionConfig
+from vlmpipe.models.fusion import FUSIONS, FusionConfig, Inputs
 from vlmpipe.models.heads import HeadsConfig, LanguageModel, Projection
 from vlmpipe.models.layers import Cache, initialize
 from vlmpipe.models.processor import ProcessorConfig
-from vlmpipe.models.text import SHARED, TextConfig, TextModel
+from vlmpipe.models.text import TextConfig, TextModel
 from vlmpipe.models.vision import VisionConfig, VisionEncoder
 
 
@@ -57,10 +58,11 @@ class VisionLanguageModel(nn.Module):
     def __init__(self, config: VLMConfig):
         super().__init__()
         self.config = config
-        vision_width, text_width = config.vision.transformer.width, config.text.transformer.width
+        vision_width, text_width = config.vision.width, config.text.transformer.width
         self.vision = VisionEncoder(config.vision)
-        self.text = TextModel(config.text)
-        self.fusion = FUSIONS[config.fusion.kind](config.fusion, config.vision.side, vision_width, text_width)
+        fusion = FUSIONS[config.fusion.kind](config)
+        self.text = TextModel(config.text, fusion.memory_width)
+        self.fusion = fusion
         heads = config.heads
         self.projection = Projection(heads.projection, vision_width, text_width) if heads.projection else None
         self.language_model = (
@@ -81,23 +83,47 @@ class VisionLanguageModel(nn.Module):
         select: Tensor | None = None,
         cache: Cache | None = None,
         weights: list | None = None,
+        *,
+        types: Tensor | None = None,
+        image_places: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        frames: Tensor | None = None,
+        grids: Tensor | None = None,
+        patch_mask: Tensor | None = None,
+        looks: list | None = None,
+        heads: Collection[str] | None = None,
     ) -> Outputs:
         """Run what the inputs allow.
 
         Args:
-            images: [B, C, Y, X] uint8, or float when already normalised.
+            images: [n, C, Y, X] uint8, or float when already normalised.
             tokens: [B, T] int64.
             segments: [B, T] which text of its row a token belongs to, 0 for padding (see `text.visible`).
-            positions: [B, T] place inside its own text, counted from 0; the prefix is added here.
-            select: [B, T] bool; logits are computed only there.
+            positions: [B, T] place inside its own text, counted from 0; a prefix that is not in the row is added here.
+            select: [B, T] bool; token logits are computed only there.
             cache: filled and used by generation; images are given on the first call only.
             weights: a list to which each layer of the language model appends its attention.
+            types: [B, T] BERT's token types.
+            image_places: [B, T] bool, where the pictures stand in the rows, in order; None: each before its row.
+            image_rows: [n] the row that each picture belongs to, ascending; None: one picture a row.
+            frames: [n] the number of each picture in its clip.
+            grids: [n, 3] patches in time, down and across, for encoders of variable-size pictures.
+            patch_mask: [n, N] bool, patches that are hidden from the model (masked image modelling).
+            looks: a list to which each layer of cross-attention appends its weights.
+            heads: names of the heads that are wanted; None: all.
         """
+        inputs = Inputs(
+            images, tokens, segments, positions, types, image_places, image_rows, frames, grids, patch_mask,
+            cache, weights, looks,
+        )
         if self.config.fusion.kind == "none":
             return self._embed_apart(images, tokens, segments, positions)
-        x_BTD = self._decode(images, tokens, segments, positions, cache, weights)
-        x = x_BTD if select is None else x_BTD[select]
-        return Outputs(logits=self.language_model(x, self.text.token_embedding.weight))
+        fused = self.fusion(self.vision, self.text, inputs)
+        values = {}
+        if self.language_model is not None and (heads is None or "language_model" in heads):
+            x = fused.text if select is None else fused.text[select]
+            values["logits"] = self.language_model(x, self.text.token_embedding.weight)
+        return Outputs(**values)
 
     def encode_image(self, images_BCYX: Tensor) -> Tensor:
         """[B, E] unit norm, in the space shared with text."""
@@ -114,18 +140,3 @@ class VisionLanguageModel(nn.Module):
             text_embedding=None if tokens is None else self.encode_text(tokens, segments, positions),
             scale=self.projection.scale(),
         )
-
-    def _decode(self, images, tokens, segments, positions, cache, weights) -> Tensor:
-        """[B, T, D] of the text tokens, after the image before them."""
-        length = self.fusion.length
-        x_BTD = self.text.token_embedding(tokens)
-        positions = positions + length
-        if images is not None:
-            prefix_BPD = self.fusion(self.vision.patches(self.vision(images)))
-            x_BTD = torch.cat([prefix_BPD, x_BTD], dim=1)
-            segments = torch.cat([segments.new_full((len(segments), length), SHARED), segments], dim=1)
-            places = torch.arange(length, device=positions.device).expand(len(positions), -1)
-            positions = torch.cat([places, positions], dim=1)
-        full_prefix = self.config.fusion.attention == "full"
-        x_BTD = self.text(x_BTD, segments, positions, cache, full_prefix, weights)
-        return x_BTD[:, -tokens.shape[1] :]
