@@ -1,9 +1,6 @@
-"""Losses, beside the model and not in it. Each is called as `objective(model, batch) -> (loss, metrics)`.
+"""Contrast between pictures and texts.
 
-Under several processes each gets its own rows of a batch, and the mean of the processes' losses and gradients is the
-loss and gradient of the whole batch in one process, for every parameter, `logit_scale` included.
-
-Shapes: B rows of this process, W processes, G = W * B rows in all, T tokens, M scored positions, E shared width.
+Shapes: B rows of this process, W processes, G = W * B rows in all, T tokens, E shared width.
 """
 
 from dataclasses import dataclass
@@ -13,10 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlmpipe.models.collective import distributed, gather, mean
-
-Batch = dict[str, Tensor]
-Result = tuple[Tensor, dict[str, Tensor]]
+from vlmpipe.models.collective import distributed, gather
+from vlmpipe.train.objectives.base import Batch, Result
 
 
 def text_ids(batch: Batch) -> Tensor:
@@ -57,33 +52,3 @@ class Contrastive:
             hits.append((logits_BG.argmax(dim=1) == target_B).float().mean())
         accuracy = torch.stack(hits).mean().detach()
         return torch.stack(losses).mean(), {"accuracy": accuracy, "scale": outputs.scale.detach()}
-
-
-@dataclass(frozen=True)
-class LanguageModeling:
-    """Next-token cross entropy on answers and captions only; every scored token of the whole batch weighs the same."""
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Result:
-        labels_BT = batch["labels"]
-        select_BT = labels_BT != -100
-        outputs = model(
-            images=batch["images"],
-            tokens=batch["tokens"],
-            segments=batch["segments"],
-            positions=batch["positions"],
-            select=select_BT,
-        )
-        labels_M = labels_BT[select_BT]
-        total = F.cross_entropy(outputs.logits.float(), labels_M, reduction="sum")
-        # Scored tokens per process: dividing by it makes the mean over processes a mean over tokens.
-        share = 1 / mean(outputs.logits.new_tensor(labels_M.numel(), dtype=torch.float32)).clamp(min=1)
-        hits = (outputs.logits.argmax(dim=-1) == labels_M).sum()
-        return total * share, {"accuracy": (hits * share).detach()}
-
-
-OBJECTIVES = {"contrastive": Contrastive, "language_modeling": LanguageModeling}
-
-
-def objective_for(model: nn.Module) -> Contrastive | LanguageModeling:
-    """What a model of this shape is trained with: words if it can say them, else the shared space."""
-    return OBJECTIVES["contrastive" if model.language_model is None else "language_modeling"]()

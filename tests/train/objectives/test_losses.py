@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from tests.models.tiny import make, pictures
 from vlmpipe.models.processor import stack
-from vlmpipe.train.objectives import OBJECTIVES, Contrastive, LanguageModeling, objective_for, text_ids
+from vlmpipe.train.objectives import OBJECTIVES, Contrastive, LanguageModeling, objective_for
+from vlmpipe.train.objectives.contrastive import text_ids
 
 WORDS = ["a red circle", "a blue square above a red circle", "two shapes", "how many shapes are there? two"]
 
