@@ -28,18 +28,29 @@ class Contrastive:
     """Softmax contrast of each image with every text and each text with every image (CLIP, arXiv 2103.00020).
 
     Pairs whose text is the same to the letter are no negatives of one another.
+
+    Embedding and loss are apart, so that a batch in parts can have the loss of the whole (`vlmpipe.train.cached`).
     """
 
     def __call__(self, model: nn.Module, batch: Batch) -> Result:
+        return self.loss(self.embed(model, batch))
+
+    def embed(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`image` and `text` [B, E], `ids` [B], and `scale`: all that the loss asks of a model and a batch."""
         outputs = model(
             images=batch["images"],
             tokens=batch["tokens"],
             segments=batch["segments"],
             positions=batch["positions"],
         )
-        image_BE, text_BE = outputs.image_embedding, outputs.text_embedding
+        return {
+            "image": outputs.image_embedding, "text": outputs.text_embedding,
+            "ids": text_ids(batch), "scale": outputs.scale,
+        }
+
+    def loss(self, embedded: dict[str, Tensor]) -> Result:
+        image_BE, text_BE, ids_B, scale = (embedded[name] for name in ("image", "text", "ids", "scale"))
         image_GE, text_GE = gather(image_BE), gather(text_BE)
-        ids_B = text_ids(batch)
         ids_G = gather(ids_B)
         rank = dist.get_rank() if distributed() else 0
         target_B = torch.arange(len(ids_B), device=ids_B.device) + rank * len(ids_B)
@@ -47,8 +58,8 @@ class Contrastive:
         same_BG[torch.arange(len(ids_B)), target_B] = False
         losses, hits = [], []
         for one_BE, all_GE in ((image_BE, text_GE), (text_BE, image_GE)):
-            logits_BG = (outputs.scale * one_BE @ all_GE.T).float().masked_fill(same_BG, -torch.inf)
+            logits_BG = (scale * one_BE @ all_GE.T).float().masked_fill(same_BG, -torch.inf)
             losses.append(F.cross_entropy(logits_BG, target_B))
             hits.append((logits_BG.argmax(dim=1) == target_B).float().mean())
         accuracy = torch.stack(hits).mean().detach()
-        return torch.stack(losses).mean(), {"accuracy": accuracy, "scale": outputs.scale.detach()}
+        return torch.stack(losses).mean(), {"accuracy": accuracy, "scale": scale.detach()}
