@@ -1,6 +1,6 @@
-"""What is read out of the encoders: a shared embedding space, words.
+"""A space that pictures and texts share.
 
-Shapes: B batch, T tokens, D width, E width of the shared space, V vocabulary.
+Shapes: B rows, D widths of the encoders, E width of the shared space.
 """
 
 import math
@@ -22,21 +22,6 @@ class ProjectionConfig:
     temperature: float = 0.07
 
 
-@dataclass(frozen=True)
-class LanguageModelConfig:
-    """Next-token logits; `tied` reuses the token embedding as the output matrix."""
-
-    tied: bool = True
-
-
-@dataclass(frozen=True)
-class HeadsConfig:
-    """A head is there when its config is."""
-
-    projection: ProjectionConfig | None = None
-    language_model: LanguageModelConfig | None = None
-
-
 class Projection(nn.Module):
     """CLIP's two projections and its learned scale."""
 
@@ -54,14 +39,3 @@ class Projection(nn.Module):
 
     def scale(self) -> Tensor:
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-
-
-class LanguageModel(nn.Module):
-    """Logits over the vocabulary. The tied matrix belongs to the text model and is passed in, so it is saved once."""
-
-    def __init__(self, config: LanguageModelConfig, text_width: int, vocab_size: int):
-        super().__init__()
-        self.output = None if config.tied else nn.Linear(text_width, vocab_size, bias=False)
-
-    def forward(self, x_BTD: Tensor, token_embedding_VD: Tensor) -> Tensor:
-        return F.linear(x_BTD, token_embedding_VD) if self.output is None else self.output(x_BTD)

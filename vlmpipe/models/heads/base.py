@@ -1,0 +1,14 @@
+"""Which heads a model has."""
+
+from dataclasses import dataclass
+
+from vlmpipe.models.heads.language_model import LanguageModelConfig
+from vlmpipe.models.heads.projection import ProjectionConfig
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """A head is there when its config is."""
+
+    projection: ProjectionConfig | None = None
+    language_model: LanguageModelConfig | None = None
