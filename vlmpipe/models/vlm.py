@@ -8,11 +8,12 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
 from vlmpipe.models.fusion import FUSIONS, FusionConfig, Inputs
-from vlmpipe.models.heads import HeadsConfig, LanguageModel, Projection
+from vlmpipe.models.heads import Detection, Grounding, HeadsConfig, LanguageModel, Mask, Projection, pictures_of_rows
 from vlmpipe.models.layers import Cache, initialize
 from vlmpipe.models.processor import ProcessorConfig
 from vlmpipe.models.text import TextConfig, TextModel
@@ -36,6 +37,12 @@ class VLMConfig:
             raise UserError("heads: found no language_model with fusion 'prefix'; expected heads.language_model")
         if self.heads.language_model is not None and not self.text.causal:
             raise UserError("text.causal: found false with a language_model head; expected true")
+        points = self.heads.mask is not None or self.heads.detection is not None
+        if points and (self.fusion.kind != "none" or self.heads.projection is None):
+            raise UserError(
+                f"heads: found mask or detection with fusion '{self.fusion.kind}' and projection "
+                f"{self.heads.projection}; expected fusion 'none' and heads.projection, whose embeddings they ask with"
+            )
 
     def with_vocab(self, size: int) -> "VLMConfig":
         """The same architecture for a tokenizer of `size` tokens."""
@@ -50,6 +57,9 @@ class Outputs:
     text_embedding: Tensor | None = None  # [B, E], unit norm
     scale: Tensor | None = None  # scalar: exp of the learned logit scale
     logits: Tensor | None = None  # [B, T, V], or [M, V] for the selected positions
+    masks: Tensor | None = None  # [B, Y, X] logits, what each row's text means in its picture
+    boxes: Tensor | None = None  # [n, N, 4], centre x and y, width and height in shares of the picture
+    classes: Tensor | None = None  # [n, N, Q] logits of each of a picture's texts for each box
 
 
 class VisionLanguageModel(nn.Module):
@@ -68,6 +78,9 @@ class VisionLanguageModel(nn.Module):
         self.language_model = (
             LanguageModel(heads.language_model, text_width, config.text.vocab_size) if heads.language_model else None
         )
+        width = heads.projection.width if heads.projection else 0
+        self.mask = Mask(heads.mask, config.vision, width) if heads.mask else None
+        self.detection = Detection(heads.detection, config.vision, width) if heads.detection else None
         initialize(self)
 
     @property
@@ -91,6 +104,7 @@ class VisionLanguageModel(nn.Module):
         grids: Tensor | None = None,
         patch_mask: Tensor | None = None,
         looks: list | None = None,
+        condition: Tensor | None = None,
         heads: Collection[str] | None = None,
     ) -> Outputs:
         """Run what the inputs allow.
@@ -105,11 +119,13 @@ class VisionLanguageModel(nn.Module):
             weights: a list to which each layer of the language model appends its attention.
             types: [B, T] BERT's token types.
             image_places: [B, T] bool, where the pictures stand in the rows, in order; None: each before its row.
-            image_rows: [n] the row that each picture belongs to, ascending; None: one picture a row.
+            image_rows: [n] the row that each picture belongs to, ascending; None: one picture a row. What is looked
+                for by masks and boxes: rows between two pictures' rows are about the first of them, too.
             frames: [n] the number of each picture in its clip.
             grids: [n, 3] patches in time, down and across, for encoders of variable-size pictures.
             patch_mask: [n, N] bool, patches that are hidden from the model (masked image modelling).
             looks: a list to which each layer of cross-attention appends its weights.
+            condition: [B, E] what masks and boxes look for instead of the texts: an embedding of `embed_prompt`.
             heads: names of the heads that are wanted; None: all.
         """
         inputs = Inputs(
@@ -117,7 +133,7 @@ class VisionLanguageModel(nn.Module):
             cache, weights, looks,
         )
         if self.config.fusion.kind == "none":
-            return self._embed_apart(images, tokens, segments, positions)
+            return Outputs(**self._embed_apart(inputs, condition, heads))
         fused = self.fusion(self.vision, self.text, inputs)
         values = {}
         if self.language_model is not None and (heads is None or "language_model" in heads):
@@ -134,9 +150,38 @@ class VisionLanguageModel(nn.Module):
         x_BTD = self.text(self.text.token_embedding(tokens), segments, positions)
         return self.projection.embed_text(self.text.pool(x_BTD, segments))
 
-    def _embed_apart(self, images, tokens, segments, positions) -> Outputs:
-        return Outputs(
-            image_embedding=None if images is None else self.encode_image(images),
-            text_embedding=None if tokens is None else self.encode_text(tokens, segments, positions),
-            scale=self.projection.scale(),
+    def embed_prompt(self, images_BCYX: Tensor) -> Tensor:
+        """[B, E] of any length: what to look for, shown by a picture of it (CLIPSeg, arXiv 2112.10003, section 3)."""
+        return self.projection.image(self.vision.pool(self.vision(images_BCYX)))
+
+    def _embed_apart(self, inputs: Inputs, condition: Tensor | None, heads: Collection[str] | None) -> dict:
+        values = {"scale": self.projection.scale()}
+        if inputs.tokens is not None:
+            x_BTD = self.text(self.text.token_embedding(inputs.tokens), inputs.segments, inputs.positions)
+            features_BE = self.projection.text(self.text.pool(x_BTD, inputs.segments))
+            values["text_embedding"] = F.normalize(features_BE, dim=-1)
+            condition = features_BE if condition is None else condition
+        if inputs.images is not None:
+            taps: list[Tensor] = []
+            tokens_nND = self.vision(inputs.images, taps=taps, grids=inputs.grids, frames=inputs.frames)
+            values["image_embedding"] = self.projection.embed_image(self.vision.pool(tokens_nND))
+            if condition is not None:
+                values |= self._point(inputs, tokens_nND, taps, condition, heads)
+        return values
+
+    def _point(self, inputs: Inputs, tokens_nND, taps, condition_BE, heads: Collection[str] | None) -> dict:
+        """Masks and boxes, as far as there are such heads and they are wanted."""
+        wanted = {name for name in ("mask", "detection") if getattr(self, name) is not None}
+        wanted &= wanted if heads is None else set(heads)
+        if not wanted:
+            return {}
+        values, patch = {}, self.config.vision.patch_size
+        seen = Grounding(
+            tokens_nND, taps, (inputs.images.shape[-2] // patch, inputs.images.shape[-1] // patch), condition_BE,
+            pictures_of_rows(inputs.image_rows, len(tokens_nND), condition_BE),
         )
+        if "mask" in wanted:
+            values["masks"] = self.mask(seen, self.vision.patches)
+        if "detection" in wanted:
+            values["boxes"], values["classes"] = self.detection(seen, self.vision.patches, self.vision.pool)
+        return values

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from vlmpipe.models.heads.detection import DetectionConfig
 from vlmpipe.models.heads.language_model import LanguageModelConfig
+from vlmpipe.models.heads.mask import MaskConfig
 from vlmpipe.models.heads.projection import ProjectionConfig
 
 
@@ -12,3 +14,5 @@ class HeadsConfig:
 
     projection: ProjectionConfig | None = None
     language_model: LanguageModelConfig | None = None
+    detection: DetectionConfig | None = None
+    mask: MaskConfig | None = None
