@@ -9,11 +9,18 @@ from collections.abc import Callable
 from torch import nn
 
 from vlmpipe.train.objectives.base import Batch, Result
+from vlmpipe.train.objectives.boxes import Boxes
 from vlmpipe.train.objectives.contrastive import Contrastive
 from vlmpipe.train.objectives.language import LanguageModeling
+from vlmpipe.train.objectives.masks import Masks
 
 Objective = Callable[[nn.Module, Batch], Result]
-OBJECTIVES = {"contrastive": Contrastive, "language_modeling": LanguageModeling}
+OBJECTIVES = {
+    "boxes": Boxes,
+    "contrastive": Contrastive,
+    "language_modeling": LanguageModeling,
+    "masks": Masks,
+}
 
 
 def objective_for(model: nn.Module) -> Objective:

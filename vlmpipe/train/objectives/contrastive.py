@@ -42,6 +42,7 @@ class Contrastive:
             tokens=batch["tokens"],
             segments=batch["segments"],
             positions=batch["positions"],
+            heads=("projection",),
         )
         return {
             "image": outputs.image_embedding, "text": outputs.text_embedding,
