@@ -5,7 +5,7 @@ M tokens of a memory that is looked at (of pictures, or of an encoder), C its wi
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -22,13 +22,22 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class SquaredReLU(nn.Module):
+    """Primer's (arXiv 2109.08668), which Flamingo's new layers have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
 ACTIVATIONS = {
     "gelu": nn.GELU,
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
     "quick_gelu": QuickGELU,
     "silu": nn.SiLU,
     "relu": nn.ReLU,
+    "squared_relu": SquaredReLU,
 }
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "squared_relu"]
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
@@ -40,12 +49,20 @@ class CrossConfig:
     feed-forward of its own, both behind gates that start closed (Flamingo, arXiv 2204.14198). complementary: what is
     seen and what was said are weighed against each other, and gates under `threshold` shut (VisualGPT's
     self-resurrecting units, arXiv 2102.10407).
+
+    Its layers are built as the stack's own, but for what the other fields say: 0 and null are the stack's.
     """
 
     kind: Literal["plain", "tanh", "complementary"] = "plain"
     every: int = 1
     first: int = 0
     threshold: float = 0.2  # of complementary gates
+    heads: int = 0
+    head_width: int = 0
+    hidden: int = 0
+    activation: Activation | None = None
+    gated: bool | None = None
+    bias: bool | None = None
 
     def __post_init__(self):
         if self.every < 1 or self.first < 0:
@@ -71,7 +88,7 @@ class TransformerConfig:
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-5
     norm_place: Literal["pre", "post"] = "pre"
-    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"] = "gelu"
+    activation: Activation = "gelu"
     gated: bool = False
     bias: bool = True
     qkv_bias: bool | None = None  # Qwen2 has it without any other
@@ -94,6 +111,16 @@ class TransformerConfig:
     def per_head(self) -> int:
         """Width of one head."""
         return self.head_width or self.width // self.heads
+
+
+def cross_config(config: TransformerConfig) -> TransformerConfig:
+    """The stack's config as its cross-attention layers take it."""
+    cross = config.cross
+    changes = {name: getattr(cross, name) for name in ("activation", "gated", "bias")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if cross.heads or cross.head_width:
+        changes |= {"heads": cross.heads or config.heads, "kv_heads": 0, "head_width": cross.head_width}
+    return replace(config, hidden=cross.hidden or config.hidden, **changes)
 
 
 def build_norm(config: TransformerConfig) -> nn.Module:
@@ -133,10 +160,11 @@ class RotaryConfig:
 
 
 def rotary_table(positions: Tensor, per_head: int, config: RotaryConfig) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B, 1, T, K / 2] for positions [B, T], or [B, T, sections] where there are several."""
+    """Cosines and sines [B, 1, T, K / 2] for positions [B, T], or [B, T, sections] where there are several; one number
+    where several are expected stands for all of them."""
     half = per_head // 2
     rates = config.theta ** -(torch.arange(half, device=positions.device, dtype=torch.float32) / half)
-    if config.sections:
+    if config.sections and positions.ndim == 3:
         which = torch.arange(len(config.sections), device=positions.device)
         which = which.repeat_interleave(torch.tensor(config.sections, device=positions.device))
         turns = positions.float()[..., which]
@@ -167,7 +195,10 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(config.per_head, eps=config.norm_eps) if config.head_norm else None
         self.out = nn.Linear(self.sizes[0], config.width, bias=config.bias)
 
-    def forward(self, x_BTD, mask=None, rotary=None, cache: Cache | None = None, weights: list | None = None):
+    def forward(
+        self, x_BTD, mask=None, rotary=None, cache: Cache | None = None, weights: list | None = None, spans=None
+    ):
+        """`spans`: who sees whom instead of a mask, see `attend_within`."""
         query, key, value = (
             part.unflatten(-1, (-1, self.config.per_head)).transpose(1, 2)
             for part in self.qkv(x_BTD).split(self.sizes, dim=-1)
@@ -178,6 +209,8 @@ class Attention(nn.Module):
             query, key = rotate(query, rotary), rotate(key, rotary)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
+        if spans is not None:
+            return self.out(attend_within(query, key, value, spans).transpose(1, 2).flatten(2))
         return self.out(attend(query, key, value, mask, weights).transpose(1, 2).flatten(2))
 
 
@@ -215,6 +248,20 @@ def attend(query_BHTK, key_BHSK, value_BHSK, mask, weights: list | None) -> Tens
         return attend_and_keep(query_BHTK, key_BHSK, value_BHSK, mask, weights)
     grouped = key_BHSK.shape[1] != query_BHTK.shape[1]
     return F.scaled_dot_product_attention(query_BHTK, key_BHSK, value_BHSK, attn_mask=mask, enable_gqa=grouped)
+
+
+def attend_within(query_BHTK, key_BHTK, value_BHTK, spans: tuple[tuple[int, int], ...]) -> Tensor:
+    """[B, H, T, K] where the row is cut into spans that see nothing but themselves: `spans` are (how many, how long),
+    one after another. Spans of a length are one batch without a mask."""
+    sizes = [count * length for count, length in spans]
+    parts = []
+    for (count, length), *pieces in zip(
+        spans, *(x.split(sizes, dim=2) for x in (query_BHTK, key_BHTK, value_BHTK)), strict=True
+    ):
+        folded = (x.unflatten(2, (count, length)).transpose(1, 2).flatten(0, 1) for x in pieces)
+        mixed = attend(*folded, None, None).unflatten(0, (-1, count)).transpose(1, 2)
+        parts.append(mixed.flatten(2, 3))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def attend_and_keep(query_BHTK, key_BHSK, value_BHSK, mask, weights: list) -> Tensor:
@@ -265,7 +312,7 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
         crossed = config.cross is not None and config.cross.at(layer)
-        self.cross = CROSSES[config.cross.kind](config, memory_width) if crossed else None
+        self.cross = CROSSES[config.cross.kind](cross_config(config), memory_width) if crossed else None
 
     def forward(self, x_BTD: Tensor, memory: Memory | None = None, looks: list | None = None, **context) -> Tensor:
         """`looks`: a list to which cross-attention appends its weights [B, H, T, M]."""
@@ -321,6 +368,10 @@ class Complementary(nn.Module):
 
     With g = sigmoid(x), visual gate g where g > threshold, else 0; language gate 1 - g where that is over the
     threshold, else 0. A gate that shut opens again, for the other one still carries x and its gradient.
+
+    That is the paper. The authors' code (Vision-CAIR/VisualGPT) computes g from a linear layer over x and what was
+    seen, gives it to the language side and 1 - g to the visual one, does so for the outputs of three encoder layers
+    and adds them up over the root of three; it also shares this norm with the self-attention's.
     """
 
     before = False  # the self-attention
