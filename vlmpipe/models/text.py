@@ -34,6 +34,7 @@ class TextConfig:
     token_types: int = 0  # BERT's embeddings of which sentence a token belongs to
     final_norm: bool | None = None  # null: where norms come first
     pool: Literal["last", "first", "mean"] = "last"
+    pooler: bool = False  # BERT's dense layer and tanh over what was pooled
 
     def __post_init__(self):
         per_head = self.transformer.per_head
@@ -86,6 +87,7 @@ class TextModel(nn.Module):
         self.embedding_dropout = nn.Dropout(config.transformer.dropout)
         self.transformer = Transformer(config.transformer, memory_width)
         self.norm = build_norm(config.transformer) if config.has_final_norm else nn.Identity()
+        self.pooler = nn.Linear(width, width) if config.pooler else None
 
     def embed(self, embeddings_BTD: Tensor, positions: Tensor, types_BT: Tensor | None = None) -> Tensor:
         """[B, T, D]: what the first block gets. Embeddings come from `token_embedding`, from a picture, or both.
@@ -131,6 +133,11 @@ class TextModel(nn.Module):
 
     def pool(self, x_BTD: Tensor, segments_BT: Tensor) -> Tensor:
         """[B, D] for the whole text of each row."""
+        pooled_BD = self.gather(x_BTD, segments_BT)
+        return pooled_BD if self.pooler is None else self.pooler(pooled_BD).tanh()
+
+    def gather(self, x_BTD: Tensor, segments_BT: Tensor) -> Tensor:
+        """[B, D] of the token that stands for the row, or the mean of all."""
         real_BT = segments_BT != PADDING
         if self.config.pool == "mean":
             weight = real_BT.to(x_BTD.dtype)[..., None]

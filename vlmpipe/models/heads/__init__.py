@@ -5,10 +5,9 @@ from vlmpipe.models.heads.detection import Detection, DetectionConfig
 from vlmpipe.models.heads.grounding import Grounding, pictures_of_rows
 from vlmpipe.models.heads.language_model import LanguageModel, LanguageModelConfig
 from vlmpipe.models.heads.mask import Mask, MaskConfig
-from vlmpipe.models.heads.projection import MAX_LOGIT_SCALE, Projection, ProjectionConfig
+from vlmpipe.models.heads.projection import Projection, ProjectionConfig
 
 __all__ = [
-    "MAX_LOGIT_SCALE",
     "Detection",
     "DetectionConfig",
     "Grounding",
