@@ -93,6 +93,7 @@ class TransformerConfig:
     bias: bool = True
     qkv_bias: bool | None = None  # Qwen2 has it without any other
     head_norm: bool = False  # RMS norm of each query and key, as in Qwen3
+    unturned: int = 0  # every n-th layer goes without rotary positions, as in SmolLM3; 0: none does
     dropout: float = 0.0  # of what attention and feed-forward add
     cross: CrossConfig | None = None
 
@@ -129,12 +130,19 @@ def build_norm(config: TransformerConfig) -> nn.Module:
 
 @dataclass
 class Cache:
-    """Keys and values of every layer so far, and the segment of each position (see `visible`)."""
+    """Keys and values of every layer so far, and the segment of each position (see `visible`).
 
-    keys: list[Tensor] = field(default_factory=list)  # each [B, H, S, K]
+    With `room`, each layer gets that many positions more than its first call fills, and what comes is written in
+    place: nothing is copied from word to word. No gradient flows then.
+    """
+
+    room: int = 0
+    keys: list[Tensor] = field(default_factory=list)  # each [B, H, S, K], with `room` longer than what is filled
     values: list[Tensor] = field(default_factory=list)
+    filled: list[int] = field(default_factory=list)  # S of each layer
     segments: Tensor | None = None  # [B, S]
     memory: Any = None  # what cross-attention looks at, made by the first call (see `fusion`)
+    offset: Any = 0  # [B, 1] or 0: how far what stands before the words pushes their positions
 
     def __len__(self) -> int:
         return 0 if self.segments is None else self.segments.shape[1]
@@ -142,12 +150,39 @@ class Cache:
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append one layer's keys and values; returns all that the layer has now."""
         if layer == len(self.keys):
-            self.keys.append(key)
-            self.values.append(value)
-        else:
-            self.keys[layer] = torch.cat([self.keys[layer], key], dim=2)
-            self.values[layer] = torch.cat([self.values[layer], value], dim=2)
-        return self.keys[layer], self.values[layer]
+            self.keys.append(with_room(key, self.room))
+            self.values.append(with_room(value, self.room))
+            self.filled.append(key.shape[2])
+            return key, value
+        start, self.filled[layer] = self.filled[layer], self.filled[layer] + key.shape[2]
+        for kept, new in ((self.keys, key), (self.values, value)):
+            if kept[layer].shape[2] < self.filled[layer]:
+                kept[layer] = torch.cat([kept[layer][:, :, :start], new], dim=2)
+            else:
+                kept[layer][:, :, start : self.filled[layer]] = new
+        return self.keys[layer][:, :, : self.filled[layer]], self.values[layer][:, :, : self.filled[layer]]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows [B'] in this order; a row may come several times."""
+        for kept in (self.keys, self.values):
+            kept[:] = [tensor.index_select(0, rows) for tensor in kept]
+        self.segments = self.segments.index_select(0, rows)
+        self.offset, self.memory = rows_of(self.offset, rows), rows_of(self.memory, rows)
+
+
+def with_room(tensor_BHSK: Tensor, room: int) -> Tensor:
+    return F.pad(tensor_BHSK, (0, 0, 0, room)) if room else tensor_BHSK
+
+
+def rows_of(value: Any, rows: Tensor) -> Any:
+    """The chosen rows of every tensor in what a fusion keeps for later words."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, rows)
+    if isinstance(value, (list, tuple)):
+        return type(value)(rows_of(part, rows) for part in value)
+    if is_dataclass(value):
+        return replace(value, **{part.name: rows_of(getattr(value, part.name), rows) for part in fields(value)})
+    return value
 
 
 @dataclass(frozen=True)
@@ -187,6 +222,7 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         self.config, self.layer = config, layer
+        self.turned = not config.unturned or (layer + 1) % config.unturned != 0
         self.kv_heads = config.kv_heads or config.heads
         self.sizes = [heads * config.per_head for heads in (config.heads, self.kv_heads, self.kv_heads)]
         bias = config.bias if config.qkv_bias is None else config.qkv_bias
@@ -205,7 +241,7 @@ class Attention(nn.Module):
         )
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        if rotary is not None:
+        if rotary is not None and self.turned:
             query, key = rotate(query, rotary), rotate(key, rotary)
         if cache is not None:
             key, value = cache.extend(self.layer, key, value)
