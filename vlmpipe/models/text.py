@@ -74,13 +74,14 @@ def visible(queries_BT: Tensor, keys_BS: Tensor, causal: bool, full_prefix: bool
 class TextModel(nn.Module):
     """Embeddings, positions, blocks, norm. The output matrix of a language model is a head, not part of this."""
 
-    def __init__(self, config: TextConfig, memory_width: int = 0):
+    def __init__(self, config: TextConfig, memory_width: int = 0, words: bool = True):
+        """`words`: false where embeddings come from elsewhere."""
         super().__init__()
         if config.vocab_size < 1:
             raise UserError(f"vocab_size: found {config.vocab_size}; expected the tokenizer's size")
         self.config = config
         width = config.transformer.width
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.token_embedding = nn.Embedding(config.vocab_size, width) if words else None
         self.position_embedding = nn.Embedding(config.context, width) if config.positions == "learned" else None
         self.type_embedding = nn.Embedding(config.token_types, width) if config.token_types else None
         self.embedding_norm = build_norm(config.transformer) if config.embedding_norm else nn.Identity()
