@@ -40,6 +40,13 @@ class MaskConfig:
         if self.width % 2 or self.hidden < 1:
             raise UserError(f"width, hidden: found {self.width}, {self.hidden}; expected an even width, hidden over 0")
 
+    def transformer(self, norm_eps: float = 1e-5) -> TransformerConfig:
+        """The decoder's blocks."""
+        return TransformerConfig(
+            self.width, len(self.taps), self.heads, hidden=self.hidden, norm_place="post", norm_eps=norm_eps,
+            activation="relu",
+        )
+
 
 class FiLM(nn.Module):
     """Every channel times and plus what the condition says (arXiv 1709.07871)."""
@@ -85,12 +92,7 @@ class Mask(nn.Module):
         self.config = config
         self.reduce = nn.ModuleList(nn.Linear(vision.width, config.width) for _ in config.taps)
         self.film = FiLM(condition_width, config.width)
-        self.transformer = Transformer(
-            TransformerConfig(
-                config.width, len(config.taps), config.heads, hidden=config.hidden, norm_place="post",
-                norm_eps=vision.transformer.norm_eps, activation="relu",
-            )
-        )
+        self.transformer = Transformer(config.transformer(vision.transformer.norm_eps))
         self.upsample = UPSAMPLES[config.upsample](config.width, vision.patch_size)
 
     def forward(self, seen: Grounding, patches: Callable[[Tensor], Tensor]) -> Tensor:

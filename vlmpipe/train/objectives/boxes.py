@@ -48,11 +48,7 @@ class Boxes:
         outputs = model(**model_inputs(batch), heads=("detection",))
         boxes_nN4, logits_nNQ = outputs.boxes.float(), outputs.classes.float()
         true_nG4, labels_nG = batch["boxes"].float(), batch["box_labels"]
-        if int(labels_nG.max()) >= logits_nNQ.shape[2]:
-            raise UserError(
-                f"box_labels: found {int(labels_nG.max())} with at most {logits_nNQ.shape[2]} queries a picture; "
-                f"expected numbers of the picture's queries, from 0"
-            )
+        check_labels(labels_nG, outputs.classes)
         picture_M, patch_M, box_M = match(self.costs(boxes_nN4, logits_nNQ, true_nG4, labels_nG), labels_nG)
         count_n = (labels_nG != NONE).sum(dim=1).clamp(min=1)
         target_nNQ = torch.zeros_like(logits_nNQ)
@@ -88,6 +84,18 @@ class Boxes:
         apart = (boxes_nN4[:, :, None] - true_nG4[:, None]).abs().sum(dim=-1)
         giou, _ = overlap(corners(boxes_nN4)[:, :, None], corners(true_nG4)[:, None])
         return self.classes * gained_nNQ.gather(2, query_nNG) + self.places * apart - self.overlaps * giou
+
+
+def check_labels(labels_nG: Tensor, classes_nNQ: Tensor) -> None:
+    """Raise `UserError` where a label is no query of its picture."""
+    queries_n = (classes_nNQ[:, 0] > torch.finfo(classes_nNQ.dtype).min).sum(dim=1)
+    wrong_n = (labels_nG >= queries_n[:, None]).any(dim=1)
+    if wrong_n.any():
+        picture = int(wrong_n.int().argmax())
+        raise UserError(
+            f"box_labels: found {int(labels_nG[picture].max())} for a picture with {int(queries_n[picture])} queries; "
+            f"expected numbers of the picture's own queries, from 0, or -1 where there is no box"
+        )
 
 
 def match(costs_nNG: Tensor, labels_nG: Tensor) -> tuple[Tensor, Tensor, Tensor]:

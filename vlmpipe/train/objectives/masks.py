@@ -31,7 +31,7 @@ class Masks:
         masks_BYX = batch["masks"]
         if masks_BYX.shape != logits_BYX.shape:
             raise UserError(
-                f"masks: found {list(masks_BYX.shape)}; expected {list(logits_BYX.shape)}, one a phrase and as large as "
+                f"masks: found {list(masks_BYX.shape)}; expected {list(logits_BYX.shape)}, one a phrase, as large as "
                 f"its picture; resize them with the pictures"
             )
         there, scored = masks_BYX == 1, masks_BYX != UNSCORED
