@@ -5,7 +5,7 @@ M tokens of a memory that is looked at (of pictures, or of an encoder), C its wi
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -98,9 +98,9 @@ class TransformerConfig:
     cross: CrossConfig | None = None
 
     def __post_init__(self):
-        for name in ("width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: found {getattr(self, name)}; expected at least 1")
+        for name, least in (("width", 1), ("depth", 0), ("heads", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: found {getattr(self, name)}; expected at least {least}")
         if self.width % self.heads and not self.head_width:
             raise UserError(f"heads: found {self.heads} for width {self.width}; expected a divisor of the width")
         if self.heads % (self.kv_heads or self.heads):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
 from vlmpipe.models.fusion.base import Fused, Inputs
+from vlmpipe.models.places import Grid, row_positions, token_count
 from vlmpipe.models.text import SHARED
 
 
@@ -21,24 +22,34 @@ def mlp_projector(vision_width: int, text_width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(vision_width, text_width), nn.GELU(), nn.Linear(text_width, text_width))
 
 
-PROJECTORS = {"linear": linear_projector, "mlp": mlp_projector}
+def merger_projector(vision_width: int, text_width: int) -> nn.Module:
+    """Qwen2-VL's two layers, the first as wide as the merged patches."""
+    return nn.Sequential(nn.Linear(vision_width, vision_width), nn.GELU(), nn.Linear(vision_width, text_width))
+
+
+PROJECTORS = {"linear": linear_projector, "mlp": mlp_projector, "merger": merger_projector}
 
 
 class Prefix(nn.Module):
     """Projected image tokens stand in the row where `image_places` says, or before it where it says nothing.
 
-    `length` is P, of pictures of the configured size.
+    `length` is P, of pictures of the configured size. With `merge`, neighbours of a token stand in it row by row, as in
+    SmolVLM's pixel shuffle (arXiv 2504.05299).
     """
 
     memory_width = 0
+    in_row = True  # image tokens stand among the words
 
     def __init__(self, config):
         super().__init__()
         merge, side = config.fusion.merge, config.vision.side
         if side % merge:
             raise UserError(f"merge: found {merge}; expected a divisor of the {side} patches of a side")
+        if merge > 1 and config.vision.native:
+            raise UserError(f"merge: found {merge} with vision.native, which merges by itself; expected 1")
         self.merge, self.side = merge, side // merge
         self.length = self.side**2
+        self.vision, self.sections = config.vision, config.text.rotary_sections
         self.full = config.fusion.attention == "full"
         width = config.text.transformer.width
         self.projector = PROJECTORS[config.fusion.projector](config.vision.width * merge**2, width)
@@ -64,22 +75,60 @@ class Prefix(nn.Module):
         return Fused(text=x_BTD[:, -length:])
 
     def arrange(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Tokens, segments, positions and image places of the row, with P shared places before it if it has none."""
-        tokens, segments, positions, places = inputs.tokens, inputs.segments, inputs.positions, inputs.image_places
-        if places is not None:
-            return tokens, segments, positions, places
-        positions = positions + self.length
-        if inputs.images is None:  # a word after what the cache holds
-            return tokens, segments, positions, None
-        before = tokens.new_zeros(len(tokens), self.length)
-        places = torch.cat([torch.ones_like(before), torch.zeros_like(tokens)], dim=1).bool()
-        steps = torch.arange(self.length, device=tokens.device).expand(len(tokens), -1)
+        """Tokens, segments, positions and image places of the row, with shared places before it if it has none.
+
+        How far the places push the words is kept in the cache, for the words that come later.
+        """
+        places, cache = inputs.image_places, inputs.cache
+        if places is not None or inputs.images is None:
+            offset = 0 if cache is None else cache.offset
+            positions = inputs.positions if places is not None else inputs.positions + offset
+            return inputs.tokens, inputs.segments, positions, places
+        before, steps, offset_B = self.places_before(inputs)
+        if cache is not None:
+            cache.offset = offset_B[:, None]
+        positions = inputs.positions + offset_B[:, None]
+        if steps.ndim == 3:
+            positions = positions[..., None].expand(-1, -1, steps.shape[-1])
         return (
-            torch.cat([before, tokens], dim=1),
-            torch.cat([torch.full_like(before, SHARED), segments], dim=1),
+            torch.cat([torch.zeros_like(before, dtype=inputs.tokens.dtype), inputs.tokens], dim=1),
+            torch.cat([before.to(inputs.segments.dtype) * SHARED, inputs.segments], dim=1),
             torch.cat([steps, positions], dim=1),
-            places,
+            torch.cat([before, torch.zeros_like(inputs.tokens, dtype=torch.bool)], dim=1),
         )
+
+    def places_before(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Places [B, P] of the pictures before the row, their positions [B, P] or [B, P, 3], and where words start [B].
+
+        A row without pictures has padding there.
+        """
+        rows, device = len(inputs.tokens), inputs.tokens.device
+        if self.vision.native is None and inputs.image_rows is None:
+            steps = torch.arange(self.length, device=device).expand(rows, -1)
+            lengths_B = torch.full((rows,), self.length, device=device)
+            return torch.ones_like(steps, dtype=torch.bool), steps, lengths_B
+        grids = self.grids(inputs)
+        counts = [self.length if grid is None else token_count(grid, self.vision.native.merge) for grid in grids]
+        owners = range(len(grids)) if inputs.image_rows is None else inputs.image_rows.tolist()
+        lengths = [0] * rows
+        for owner, count in zip(owners, counts, strict=True):
+            lengths[owner] += count
+        lengths_B = torch.tensor(lengths, device=device)
+        steps = torch.arange(max(lengths), device=device).expand(rows, -1)
+        before = steps < lengths_B[:, None]
+        if not self.sections or not self.vision.native:
+            return before, steps, lengths_B
+        steps = row_positions(before * SHARED, before, grids, self.vision.native.merge)
+        return before, steps, steps.amax(dim=(1, 2)) + before.any(dim=1)
+
+    def grids(self, inputs: Inputs) -> list[Grid] | list[None]:
+        """Of each picture; None where all have the configured size."""
+        native = self.vision.native
+        if native is None:
+            return [None] * len(inputs.images)
+        if inputs.images.ndim == 4:
+            return [(1, *(side // self.vision.patch_size for side in inputs.images.shape[-2:]))] * len(inputs.images)
+        return [tuple(grid) for grid in inputs.grids.tolist()]
 
 
 def put(x_BTD: Tensor, places_BT: Tensor, seen: Tensor) -> Tensor:

@@ -1,0 +1,110 @@
+"""Answers and captions, as the rest of the program asks for them.
+
+Shapes: B batch, A candidate answers, E width of the shared space.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmpipe.errors import UserError
+from vlmpipe.models.generate.beam import beam_search
+from vlmpipe.models.generate.config import GREEDY, GenerationConfig
+from vlmpipe.models.generate.decode import decode
+from vlmpipe.models.generate.likelihood import log_likelihoods
+from vlmpipe.models.generate.rows import Example, ask, picture_inputs, to_device
+from vlmpipe.models.generate.trie import Trie, endings
+from vlmpipe.models.processor import EncodedText, Processor, stack
+from vlmpipe.models.vlm import VisionLanguageModel
+
+
+def generate(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], prompts: Sequence[EncodedText],
+    limit: int, config: GenerationConfig = GREEDY, *, examples: Sequence[Example] = (),
+    choices: Sequence[str] | None = None,
+) -> list[list[int]]:
+    """New token ids of each row, its end token included where it came.
+
+    Args:
+        images: one for each prompt.
+        limit: most new tokens; a text also ends where the model's positions do.
+        examples: answered questions that stand before each prompt.
+        choices: nothing but one of these texts is written.
+    """
+    batch = ask(model, processor, images, prompts, examples)
+    tries = None if choices is None else [Trie(endings(processor, choices))] * len(prompts)
+    if config.method == "beam":
+        found = beam_search(model, batch, limit, processor.eos, config, tries)
+        return [list(texts[0].ids) if texts else [] for texts in found]
+    return decode(model, batch, limit, processor.eos, config, tries)
+
+
+def answer(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], questions: Sequence[str],
+    limit: int = 16, config: GenerationConfig = GREEDY, *, examples: Sequence[Example] = (),
+    choices: Sequence[str] | None = None,
+) -> list[str]:
+    """One answer per (image, question): a language model says it, a dual encoder picks one of `processor.answers`.
+
+    `examples` are shown before each question, `choices` are all that a language model may say.
+    """
+    if model.language_model is None:
+        return rank_answers(model, processor, picture_inputs(model, processor, images)["images"], questions)
+    prompts = [processor.encode_question(question) for question in questions]
+    found = generate(model, processor, images, prompts, limit, config, examples=examples, choices=choices)
+    return [processor.decode(ids) for ids in found]
+
+
+def caption(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], limit: int = 64,
+    config: GenerationConfig = GREEDY,
+) -> list[str]:
+    """One caption per image.
+
+    Raises:
+        UserError: the model has no language head.
+    """
+    if model.language_model is None:
+        raise UserError("found a dual encoder; expected a language head to write captions; use model=llava")
+    return answer(model, processor, images, [""] * len(images), limit, config)
+
+
+def choose(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], questions: Sequence[str],
+    choices: Sequence[str], *, examples: Sequence[Example] = (), by_length: bool = False,
+) -> list[str]:
+    """The choice that a language model holds likeliest as the answer to each question, ends included.
+
+    With `by_length` by log-probability a token, which does not favour short answers.
+    """
+    texts = endings(processor, choices)
+    batch = ask(model, processor, images, [processor.encode_question(question) for question in questions], examples)
+    scores_BA = torch.tensor(log_likelihoods(model, batch, [texts] * len(images)))
+    if by_length:
+        scores_BA = scores_BA / torch.tensor([len(text) for text in texts])
+    return [choices[index] for index in scores_BA.argmax(dim=1).tolist()]
+
+
+@torch.no_grad()
+def embed_texts(model: VisionLanguageModel, processor: Processor, texts: Sequence[str]) -> Tensor:
+    """[B, E] unit norm."""
+    return model.encode_text(**to_device(stack([[processor.encode(text)] for text in texts]), model))
+
+
+@torch.no_grad()
+def rank_answers(
+    model: VisionLanguageModel, processor: Processor, images: Tensor, questions: Sequence[str]
+) -> list[str]:
+    """For each image the candidate whose text "question answer" lies nearest. Each distinct text is embedded once."""
+    if not processor.answers:
+        raise UserError("found no candidate answers; expected a dual encoder tuned on questions; finetune the model")
+    distinct = list(dict.fromkeys(questions))
+    texts = [f"{question} {candidate}" for question in distinct for candidate in processor.answers]
+    parts = [embed_texts(model, processor, texts[at : at + 512]) for at in range(0, len(texts), 512)]
+    texts_QAE = torch.cat(parts).unflatten(0, (len(distinct), -1))
+    which = torch.tensor([distinct.index(question) for question in questions], device=model.device)
+    image_BE = model.encode_image(images.to(model.device))
+    scores_BA = (texts_QAE[which] @ image_BE[:, :, None])[:, :, 0]
+    return [processor.answers[index] for index in scores_BA.argmax(dim=1).tolist()]

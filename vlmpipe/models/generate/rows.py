@@ -1,0 +1,115 @@
+"""What a model is asked, as the tensors of its forward pass: pictures, prompts, and examples shown before them.
+
+Shapes: B rows, n pictures, C colours, Y and X pixels, T tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlmpipe.errors import UserError
+from vlmpipe.models.native import pack
+from vlmpipe.models.places import row_positions, token_count
+from vlmpipe.models.processor import EncodedText, Processor, stack
+from vlmpipe.models.text import PADDING, SHARED
+from vlmpipe.models.vlm import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Example:
+    """One answered question about a picture, shown before the one that is asked; an empty question is a caption."""
+
+    image: Image.Image
+    question: str
+    answer: str
+
+
+def to_device(batch: dict[str, Tensor], model: VisionLanguageModel) -> dict[str, Tensor]:
+    """The text inputs of `forward` from what `stack` made."""
+    return {name: batch[name].to(model.device) for name in ("tokens", "segments", "positions")}
+
+
+def picture_inputs(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image]
+) -> dict[str, Tensor]:
+    """`images` of the forward pass, and `grids` where pictures keep their own sizes."""
+    if model.config.vision.native is None or processor.config.resize != "native":
+        return {"images": processor.images(images).to(model.device)}
+    patches, grids = pack([[image] for image in images], model.config.vision)
+    return {"images": patches.to(model.device), "grids": grids}
+
+
+def ask(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], prompts: Sequence[EncodedText],
+    examples: Sequence[Example] = (),
+) -> dict[str, Tensor]:
+    """Inputs of `forward` for one prompt about each picture, after the same examples in every row."""
+    if not examples:
+        return {**picture_inputs(model, processor, images), **to_device(stack([[prompt] for prompt in prompts]), model)}
+    shown = [processor.encode_answer(example.question, example.answer) for example in examples]
+    before = list(zip((example.image for example in examples), shown, strict=True))
+    rows = [[*before, (image, prompt)] for image, prompt in zip(images, prompts, strict=True)]
+    return interleave(model, processor, rows)
+
+
+def interleave(
+    model: VisionLanguageModel, processor: Processor, rows: Sequence[Sequence[tuple[Image.Image, EncodedText]]]
+) -> dict[str, Tensor]:
+    """Inputs of `forward` for rows of (picture, text) after each other, as one text that sees all before it.
+
+    Raises:
+        UserError: a row is longer than the positions that the model has learned.
+    """
+    given = picture_inputs(model, processor, [image for row in rows for image, _ in row])
+    counts = iter(tokens_of_pictures(model, given))
+    placed = [[(next(counts), text) for _, text in row] for row in rows]
+    length = max(sum(count + len(text.ids) for count, text in row) for row in placed)
+    if model.text.position_embedding is not None and length > model.config.text.context:
+        raise UserError(
+            f"found a row of {length} tokens for text.context {model.config.text.context}; give fewer examples"
+        )
+    tokens = torch.zeros(len(rows), length, dtype=torch.int64)
+    segments, places = torch.full_like(tokens, PADDING), torch.zeros_like(tokens, dtype=torch.bool)
+    for index, row in enumerate(placed):
+        at = 0
+        for count, text in row:
+            end = at + count + len(text.ids)
+            places[index, at : at + count] = True
+            segments[index, at:end] = 1
+            tokens[index, at + count : end] = torch.tensor(text.ids)
+            at = end
+    batch = {"tokens": tokens, "segments": segments, "positions": positions_of(model, segments, places, given)}
+    if getattr(model.fusion, "full", False):
+        # Image tokens that look both ways do so in what all words share.
+        batch["segments"] = segments.masked_fill(places, SHARED)
+    owners = torch.tensor([index for index, row in enumerate(rows) for _ in row])
+    batch |= {"image_places": places, "image_rows": owners}
+    return {**given, **{name: value.to(model.device) for name, value in batch.items()}}
+
+
+def tokens_of_pictures(model: VisionLanguageModel, given: dict[str, Tensor]) -> list[int]:
+    """Places that each picture takes in its row: its tokens where they stand among the words, one where words look at
+    them from outside."""
+    if "grids" in given:
+        return [token_count(tuple(grid), model.config.vision.native.merge) for grid in given["grids"].tolist()]
+    return [model.fusion.length if in_row(model) else 1] * len(given["images"])
+
+
+def in_row(model: VisionLanguageModel) -> bool:
+    """Whether image tokens stand among the words."""
+    return getattr(model.fusion, "in_row", False)
+
+
+def positions_of(model: VisionLanguageModel, segments: Tensor, places: Tensor, given: dict[str, Tensor]) -> Tensor:
+    """[B, T] or, where the model has places in pictures, [B, T, 3]."""
+    vision = model.config.vision
+    if not model.config.text.rotary_sections or vision.native is None:
+        return torch.arange(segments.shape[1]).expand(len(segments), -1)
+    if "grids" in given:
+        grids = [tuple(grid) for grid in given["grids"].tolist()]
+    else:
+        grids = [(1, *(side // vision.patch_size for side in given["images"].shape[-2:]))] * len(given["images"])
+    return row_positions(segments, places, grids, vision.native.merge)
