@@ -3,7 +3,8 @@
 Shapes: B batch, T tokens now, S tokens seen, D width.
 
 Segments say which tokens may see each other, so that several texts can stand in one row: 0 is padding, SHARED is
-the prefix that every text of the row sees, 1, 2, ... are texts that never see one another.
+the prefix that the texts of the row see, 1, 2, ... are texts that never see one another. Several samples in one row
+have a prefix each: texts 1 to TEXTS see SHARED = -1, the next TEXTS see -2, and so on.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from vlmpipe.models.layers import Cache, Memory, RotaryConfig, Transformer, Tran
 
 PADDING = 0
 SHARED = -1
+TEXTS = 4096  # of one sample in its row, at most
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def visible(queries_BT: Tensor, keys_BS: Tensor, causal: bool, full_prefix: bool
     see each other in both directions (prefix language modelling, arXiv 2108.10904).
     """
     query, key = queries_BT[:, :, None], keys_BS[:, None, :]
-    seen = (query == key) | ((key == SHARED) & (query != PADDING))
+    seen = (query == key) | ((query > PADDING) & (key == SHARED - (query - 1) // TEXTS))
     if causal:
         total, new = keys_BS.shape[1], queries_BT.shape[1]
         place = torch.arange(total, device=keys_BS.device)
         backward = place[None, :] <= place[total - new :, None]
         if full_prefix:
-            backward = backward | ((query == SHARED) & (key == SHARED))
+            backward = backward | ((query < PADDING) & (query == key))
         seen = seen & backward
     return seen[:, None]
 
