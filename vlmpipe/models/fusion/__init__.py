@@ -5,8 +5,13 @@ A fusion is built from the whole config of the model, and called with both encod
 
 from torch import nn
 
-from vlmpipe.models.fusion.base import Fused, FusionConfig, Inputs
+from vlmpipe.models.fusion.base import Fused, Fusion, FusionConfig, Inputs
+from vlmpipe.models.fusion.co_attention import CoAttention
+from vlmpipe.models.fusion.cross import Cross
+from vlmpipe.models.fusion.encoder_decoder import EncoderDecoder
+from vlmpipe.models.fusion.multimodal import Multimodal
 from vlmpipe.models.fusion.prefix import Prefix
+from vlmpipe.models.fusion.single_stream import SingleStream
 
 
 class Apart(nn.Module):
@@ -21,6 +26,14 @@ class Apart(nn.Module):
         return Fused()
 
 
-FUSIONS = {"none": Apart, "prefix": Prefix}
+FUSIONS = {
+    "none": Apart,
+    "prefix": Prefix,
+    "cross": Cross,
+    "encoder_decoder": EncoderDecoder,
+    "single_stream": SingleStream,
+    "co_attention": CoAttention,
+    "multimodal": Multimodal,
+}
 
-__all__ = ["FUSIONS", "Apart", "Fused", "FusionConfig", "Inputs", "Prefix"]
+__all__ = ["FUSIONS", "Apart", "Fused", "Fusion", "FusionConfig", "Inputs", "Prefix"]

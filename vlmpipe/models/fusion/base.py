@@ -6,10 +6,61 @@ Shapes: B rows of text, n pictures (several may belong to one row), N tokens of 
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.layers import Cache
+from vlmpipe.models.fusion.resampler import ResamplerConfig
+from vlmpipe.models.layers import Cache, TransformerConfig
+
+
+@dataclass(frozen=True)
+class SingleStreamConfig:
+    """How image tokens join the words of one stack.
+
+    `types`: kinds of tokens with an embedding each: 0 words, 1 the first picture of a row, 2 the second.
+    `words_typed`: words get theirs too (ViLT), or have only the text model's own types (VisualBERT). `projector`: a
+    linear layer on image tokens even where widths are equal. `image_norm`: image tokens go through the words' embedding
+    norm. `image_positions`: size of a table of positions for image tokens, which all stand at the first of them:
+    VisualBERT's have a place only where words are aligned to them.
+    """
+
+    types: int = 2
+    words_typed: bool = True
+    projector: bool = False
+    image_norm: bool = False
+    image_positions: int = 0
+
+    def __post_init__(self):
+        if self.types < 2 or self.image_positions < 0:
+            raise UserError(
+                f"found types {self.types}, image_positions {self.image_positions}; expected at least 2 and 0"
+            )
+
+
+@dataclass(frozen=True)
+class CoAttentionConfig:
+    """`image`: the blocks of the image stream. `depth` co-attentional layers of `heads` heads, whose queries, keys and
+    values are `width` wide together (0: as the image stream); one stands before each of the last blocks."""
+
+    image: TransformerConfig
+    depth: int = 6
+    heads: int = 8
+    width: int = 0
+
+    def __post_init__(self):
+        if self.depth < 1 or self.heads < 1 or (self.width or self.image.width) % self.heads:
+            raise UserError(
+                f"found depth {self.depth}, heads {self.heads}, width {self.width or self.image.width}; expected at "
+                f"least one layer and a divisor of the width"
+            )
+
+
+@dataclass(frozen=True)
+class MultimodalConfig:
+    """`transformer`: the blocks over both encoders' tokens."""
+
+    transformer: TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -22,14 +73,22 @@ class FusionConfig:
     prefix merge² times shorter; `attention: full` lets the prefix tokens see each other in both directions.
     """
 
-    kind: Literal["none", "prefix"] = "none"
-    projector: Literal["linear", "mlp"] = "mlp"
+    kind: Literal["none", "prefix", "single_stream", "co_attention", "multimodal", "cross", "encoder_decoder"] = "none"
+    projector: Literal["linear", "mlp", "merger"] = "mlp"
     merge: int = 1
     attention: Literal["causal", "full"] = "causal"
+    single_stream: SingleStreamConfig | None = None
+    co_attention: CoAttentionConfig | None = None
+    multimodal: MultimodalConfig | None = None
+    resampler: ResamplerConfig | None = None  # of `cross`
+    look: Literal["last", "all"] = "last"  # of `cross`: at which of the pictures before a word
 
     def __post_init__(self):
         if self.merge < 1:
             raise UserError(f"merge: found {self.merge}; expected at least 1")
+        for name in ("single_stream", "co_attention", "multimodal"):
+            if (self.kind == name) != (getattr(self, name) is not None):
+                raise UserError(f"kind: found '{self.kind}' and {name} {getattr(self, name)}; expected both or neither")
 
 
 @dataclass(frozen=True)
@@ -49,6 +108,8 @@ class Inputs:
     cache: Cache | None = None
     weights: list | None = None
     looks: list | None = None
+    prefix: Tensor | None = None
+    codes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,4 +118,68 @@ class Fused:
 
     text: Tensor | None = None  # [B, T, D], a token each
     image: Tensor | None = None  # [n, N, D], a token for each patch, after the fusion
+    first: Tensor | None = None  # [B, D], the token that is pooled
     pooled: Tensor | None = None  # [B, D], picture and text together
+    met: bool = True  # whether there were both a text and a picture
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Of the text, image and pooled tokens that a fusion gives."""
+
+    text: int
+    image: int
+    pooled: int
+
+
+class Fusion(nn.Module):
+    """What heads and the text model have to know of a fusion.
+
+    Attributes:
+        memory_width: of what the text model's cross-attention looks at; 0 where it has none.
+        widths: of what is given, where heads over the fusion can read it.
+    """
+
+    memory_width = 0
+    widths: Widths
+
+    def __init__(self, config):
+        super().__init__()
+
+
+class Pooler(nn.Module):
+    """BERT's dense layer and tanh over a first token [B, D]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(self, first_BD: Tensor) -> Tensor:
+        return self.dense(first_BD).tanh()
+
+
+def see(vision: nn.Module, inputs: Inputs, taps: list | None = None) -> Tensor:
+    """[n, N, D] image tokens, with the patches of `inputs.patch_mask` hidden."""
+    hidden = inputs.patch_mask
+    embedded = None if hidden is None else (lambda x_nND: vision.hide(x_nND, hidden))
+    return vision(inputs.images, taps=taps, grids=inputs.grids, frames=inputs.frames, embedded=embedded)
+
+
+def real_tokens(vision: nn.Module, inputs: Inputs, tokens_nND: Tensor) -> Tensor:
+    """[n, N] bool: which image tokens are of the picture and not of what it was filled up with to a common size."""
+    if inputs.grids is None:
+        return torch.ones(tokens_nND.shape[:2], dtype=torch.bool, device=tokens_nND.device)
+    return vision.real(inputs.grids, tuple(inputs.images.shape[-2:]))
+
+
+def owners(inputs: Inputs) -> Tensor:
+    """[B, 1] the segment of each row's text, which its pictures' tokens share.
+
+    Raises:
+        UserError: a row holds several texts, which would see each other through the pictures.
+    """
+    segments_BT = inputs.segments
+    owner_B1 = segments_BT[:, :1]
+    if not torch.compiler.is_compiling() and bool(((segments_BT != owner_B1) & (segments_BT != 0)).any()):
+        raise UserError("found several texts in a row whose pictures look at the text; expected one; set per_row to 1")
+    return owner_B1

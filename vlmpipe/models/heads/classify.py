@@ -16,7 +16,7 @@ from vlmpipe.models.heads.reading import Reading
 
 @dataclass(frozen=True)
 class MatchingConfig:
-    """Two classes: 0 no pair, 1 a pair. `pooler`: one of its own for the first token (FLAVA) instead of the fusion's."""
+    """Two classes: 0 no pair, 1 a pair. `pooler`: one of its own for the first token (FLAVA), not the fusion's."""
 
     pooler: bool = False
 

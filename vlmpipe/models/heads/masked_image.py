@@ -28,7 +28,7 @@ class MaskedImageConfig:
 
     def __post_init__(self):
         if (self.predicts == "codes") != (self.codes > 0):
-            raise UserError(f"codes: found {self.codes} with predicts '{self.predicts}'; expected some for 'codes' alone")
+            raise UserError(f"codes: found {self.codes} with predicts '{self.predicts}'; expected them for 'codes'")
         if self.codebook is not None and self.predicts != "codes":
             raise UserError(f"codebook: found one with predicts '{self.predicts}'; expected predicts: codes")
 

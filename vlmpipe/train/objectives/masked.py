@@ -175,7 +175,7 @@ def head(model: nn.Module, name: str):
     """
     config = getattr(model.config.heads, name)
     if config is None:
-        raise UserError(f"found a model without heads.{name}, which this objective trains; expected it in the architecture")
+        raise UserError(f"found a model without heads.{name}; expected the head that this objective trains")
     return config
 
 
