@@ -14,11 +14,13 @@ PLACES = {
     "ray": {"vlmpipe/cluster.py", "vlmpipe/dispatch.py"},
     "prefect": {"flows/"},
     "dvc": {"flows/", "vlmpipe/publish.py"},
+    "dvclive": {"vlmpipe/train/live.py"},
     "gto": {"vlmpipe/publish.py"},
     "great_expectations": {"vlmpipe/curate/expectations.py"},
     "mlcroissant": {"vlmpipe/curate/croissant.py"},
     "img2dataset": {"vlmpipe/curate/fetch.py"},
     "hydra": {"vlmpipe/compose.py"},
+    "peft": {"vlmpipe/train/adapters.py"},
 }
 
 
@@ -55,7 +57,8 @@ def test_training_code_runs_on_a_bare_gpu_machine():
     code = (
         "import sys\n"
         "import vlmpipe.models, vlmpipe.train.loop\n"
-        "heavy = {'ray', 'prefect', 'dvc', 'datasets', 'great_expectations', 'img2dataset', 'hydra', 'pandas'}\n"
+        "heavy = {'ray', 'prefect', 'dvc', 'datasets', 'great_expectations', 'img2dataset', 'hydra', 'pandas',\n"
+        "         'dvclive', 'peft'}\n"
         "print(sorted(heavy & {name.partition('.')[0] for name in sys.modules}))\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

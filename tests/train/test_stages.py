@@ -20,6 +20,8 @@ from vlmpipe.errors import UserError
 from vlmpipe.models.directory import build, load, save
 from vlmpipe.models.vlm import VLMConfig
 from vlmpipe.shards import write_manifest, write_table
+from vlmpipe.train.adapters import LoraConfig
+from vlmpipe.train.live import live
 from vlmpipe.train.loop import TrainConfig
 from vlmpipe.train.optim import OptimizerConfig, Rule, ScheduleConfig
 from vlmpipe.train.stages import ScorerConfig, finetune, pretrain, train_scorer
@@ -79,7 +81,8 @@ def test_pretrain_writes_a_model_directory_of_the_same_bytes(packed, tmp_path):
     assert contents(first) == contents(run_pretrain(packed, tmp_path / "second"))
     assert losses(first)[-1] < 0.8 * losses(first)[0]
     load(first)
-    assert [path.name for path in (tmp_path / "first" / "state").iterdir()] == ["timing.json"]
+    kept = sorted(path.name for path in (tmp_path / "first" / "state").iterdir())
+    assert kept == ["live", "timing.json", "timing.jsonl"]
 
 
 def test_pretraining_can_start_from_the_scorers_eyes(packed, tmp_path):
@@ -195,6 +198,49 @@ def test_configs_that_make_no_stage_are_refused(packed, tmp_path):
         train_scorer(tmp_path, tmp_path / "out", tmp_path / "state", ScorerConfig(model=model("prefix")), INLINE)
     with pytest.raises(UserError, match=r"found objective 'contrastiv'; did you mean 'contrastive'"):
         run_pretrain(packed, tmp_path, config=dataclasses.replace(CONFIG, objective="contrastiv"))
+
+
+def test_finetuning_by_adapters_leaves_an_ordinary_model(packed, tmp_path):
+    init = run_pretrain(packed, tmp_path / "pretrain")
+    questions = write_questions(tmp_path / "questions")
+    config = dataclasses.replace(CONFIG, lora=LoraConfig(rank=2))
+    finetune(init, questions, packed, tmp_path / "out", tmp_path / "state", config, INLINE)
+    before, after = (load(directory)[0].state_dict() for directory in (init, tmp_path / "out"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert changed and all(name.startswith("text.transformer.") for name in changed)
+    with pytest.raises(UserError, match=r"train\.pretrain: found lora; expected it in train\.finetune alone"):
+        run_pretrain(packed, tmp_path, config=config)
+
+
+def test_packed_rows_train_and_are_the_same_bytes_again(packed, tmp_path):
+    config = dataclasses.replace(CONFIG, pack=64, batch_size=2)
+    first = run_pretrain(packed, tmp_path / "first", config=config)
+    assert contents(first) == contents(run_pretrain(packed, tmp_path / "second", config=config))
+    assert losses(first)[-1] < 0.8 * losses(first)[0]
+    timing = json.loads((tmp_path / "first/state/timing.jsonl").read_text().splitlines()[-1])
+    assert 0 < timing["samples_per_second"] < timing["tokens_per_second"]
+    with pytest.raises(UserError, match="pack: found a model with fusion 'none'"):
+        pretrain(packed, tmp_path, tmp_path / "out", tmp_path / "dual", model("dual"), config, INLINE)
+
+
+def test_what_dvc_shows_of_a_run(packed, tmp_path):
+    run_pretrain(packed, tmp_path)
+    live = tmp_path / "state/live"
+    last = json.loads((live / "metrics.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "out/curves.jsonl").read_text().splitlines()]
+    assert last["step"] == 12 and last["loss"] == lines[-1]["loss"] and last["mfu"] > 0
+    header, *rows = [row.split("\t") for row in (live / "plots/metrics/loss.tsv").read_text().splitlines()]
+    assert header == ["step", "loss"] and [int(step) for step, _ in rows] == [2, 4, 6, 8, 10, 12]
+    assert [float(loss) for _, loss in rows] == [line["loss"] for line in lines[1::2]]
+    assert not list(live.rglob("dvc.yaml"))
+
+
+def test_outside_a_dvc_repository_nothing_is_written_nor_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    live(tmp_path / "live", False)({"step": 1, "loss": 2.0})
+    assert [path.name for path in tmp_path.iterdir()] == [".git"]
 
 
 @pytest.mark.slow

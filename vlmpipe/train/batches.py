@@ -110,22 +110,29 @@ class Batches:
             )
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world = rank, world
-        self._orders: dict[int, np.ndarray] = {}
+        self._orders: dict[int, Sequence] = {}
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The permutation of the rows in this epoch."""
+    def shuffled(self, epoch: int) -> Sequence:
+        """The rows of the dataset in the order of this epoch."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+
+    def order(self, epoch: int) -> Sequence:
         if epoch not in self._orders:
             # Two are enough: a batch may straddle one boundary, or it recomputes.
             self._orders = {key: value for key, value in self._orders.items() if key == epoch - 1}
-            self._orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+            self._orders[epoch] = self.shuffled(epoch)
         return self._orders[epoch]
 
-    def indices(self, step: int) -> list[int]:
-        """Row numbers of this process in batch `step`, counted from 0."""
+    def locate(self, row: int) -> tuple[int, int]:
+        """The epoch that row `row` of the stream is in, and its place there."""
+        return divmod(row, len(self.dataset))
+
+    def indices(self, step: int) -> list:
+        """What this process's rows of batch `step`, counted from 0, hold: numbers of the dataset's rows."""
         share = self.batch_size // self.world
         start = step * self.batch_size + self.rank * share
-        places = (divmod(place, len(self.dataset)) for place in range(start, start + share))
-        return [int(self.order(epoch)[place]) for epoch, place in places]
+        places = (self.locate(row) for row in range(start, start + share))
+        return [self.order(epoch)[place] for epoch, place in places]
 
     def at(self, step: int) -> dict[str, Tensor]:
         return self.dataset.collate(self.indices(step))

@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlmpipe.train.parallel import split_like
+
 MARKER = "complete.json"
 
 
@@ -117,9 +119,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; groups and rates stay those of `optimizer`."""
+    """Put back what `optimizer_tensors` gave, in whole tensors; groups and rates stay those of `optimizer`."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = tensor
+        parameter = parameters[int(number)]
+        fits = tensor.shape == parameter.shape  # what is not of the parameter's shape is a count of steps
+        state.setdefault(int(number), {})[name] = split_like(parameter, tensor) if fits else tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -56,21 +56,33 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     Raises:
         UserError: a rule matches no parameter, or all parameters are frozen.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, scale in learning_rates(model, config.rules).items():
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, scale in freeze(model, config.rules).items():
         parameter = model.get_parameter(name)
-        parameter.requires_grad_(scale is not None)
         if scale is not None:
-            groups.setdefault((scale, parameter.ndim >= 2), []).append(parameter)
-    if not groups:
-        raise UserError("found every parameter frozen by optimizer.rules; expected some to train; drop a rule")
+            # A single number is not split where the others are, and the two don't go into one kernel.
+            groups.setdefault((scale, parameter.ndim >= 2, parameter.ndim == 0), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": parameters, "scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
-            for (scale, decays), parameters in groups.items()
+            for (scale, decays, _), parameters in groups.items()
         ],
         lr=config.lr, betas=config.betas, eps=config.eps, fused=True,
     )
+
+
+def freeze(model: nn.Module, rules: tuple[Rule, ...]) -> dict[str, float | None]:
+    """Let exactly those parameters want a gradient that the rules give a rate; returns `learning_rates`.
+
+    Raises:
+        UserError: a rule matches no parameter, or all parameters are frozen.
+    """
+    scales = learning_rates(model, rules)
+    for name, scale in scales.items():
+        model.get_parameter(name).requires_grad_(scale is not None)
+    if all(scale is None for scale in scales.values()):
+        raise UserError("found every parameter frozen by optimizer.rules; expected some to train; drop a rule")
+    return scales
 
 
 def learning_rates(model: nn.Module, rules: tuple[Rule, ...]) -> dict[str, float | None]:

@@ -9,25 +9,34 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from vlmpipe.config import nearest, to_dict
 from vlmpipe.dispatch import Cluster, run_training
 from vlmpipe.errors import UserError
+from vlmpipe.models.collective import BatchNorm
 from vlmpipe.models.directory import build, is_model, load, save
 from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 from vlmpipe.shards import sha256_file, write_json
-from vlmpipe.train.batches import Batches, decode_images, make_dataset
-from vlmpipe.train.checkpoint import fingerprint
-from vlmpipe.train.loop import CURVES, TrainConfig, place, train
+from vlmpipe.train.adapters import add_adapters, merge_adapters, rules_with_adapters
+from vlmpipe.train.batches import Batches, Dataset, decode_images, make_dataset
+from vlmpipe.train.checkpoint import fingerprint, newest
+from vlmpipe.train.live import live
+from vlmpipe.train.loop import CHECKPOINTS, CURVES, TIMING, TrainConfig, train
 from vlmpipe.train.objectives import OBJECTIVES, objective_for
+from vlmpipe.train.packing import PackedBatches, Packer
+from vlmpipe.train.parallel import place
 from vlmpipe.train.sources import Source, read_packed, read_questions, read_shards
 
 # What transformers reads; pickled weights and other frameworks' files stay behind.
 HUGGING_FACE_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 # Settings that change when a run saves and shows, not what it computes.
-BESIDE_THE_RUN = ("log_every", "checkpoint_every", "keep")
+BESIDE_THE_RUN = ("log_every", "checkpoint_every", "keep", "prefetch")
+# In the state of a run: where DVC's tools find its curves, and what stays when the run is done.
+LIVE = "live"
+KEPT = ("timing.json", TIMING, LIVE)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,11 @@ def run(job: Job, out: Path, cluster: Cluster) -> None:
         KeyboardInterrupt: the stage was told to end (SIGTERM); its checkpoint is kept.
     """
     check_objective(job.config.objective)
+    if job.kind != "finetune" and job.config.lora is not None:
+        raise UserError(
+            f"train.{job.kind}: found lora; expected it in train.finetune alone, where there are weights to adapt; "
+            f"set it to null"
+        )
     paths = {name: value.absolute() for name, value in vars(job).items() if isinstance(value, Path)}
     job = dataclasses.replace(job, **paths)  # workers may stand in another directory
     summary = run_training(work, job, cluster, job.state, job.kind)
@@ -100,10 +114,8 @@ def run(job: Job, out: Path, cluster: Cluster) -> None:
     publish(out, lambda partial: shutil.copytree(job.state / "result", partial))
     write_json(job.state / "timing.json", summary)
     for path in job.state.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "timing.json":
-            path.unlink()
+        if path.name not in KEPT:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) -> dict:
@@ -122,12 +134,56 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
     cache = job.state / "cache" / f"images-{rank}.bytes"
     images = decode_images(source.images, len(source.images), processor, cache)
     dataset = make_dataset(images, source.pairs, processor, model.language_model is not None, config.per_row)
-    batches = Batches(dataset, config.batch_size // config.accumulation, config.seed, rank, world)
+    batches = make_batches(dataset, model, config, rank, world)
     objective = OBJECTIVES[config.objective]() if config.objective else objective_for(model)
-    summary = train(model, objective, batches, config, job.state, identity(job), report, stopped)
+    if config.lora is not None:
+        add_adapters(model, config.lora, config.seed)
+        config = with_adapters(config)
+    run = identity(job)
+    resumes = newest(job.state / CHECKPOINTS, run) is not None
+    listeners = (report, live(job.state / LIVE, resumes)) if rank == 0 else ()
+    summary = train(model, objective, batches, config, job.state, run, partial(tell, listeners), stopped)
+    if config.lora is not None:
+        merge_adapters(model)
     if rank == 0 and not summary.stopped:
         write_result(job.state, model, processor)
     return dataclasses.asdict(summary)
+
+
+def make_batches(
+    dataset: Dataset, model: VisionLanguageModel, config: TrainConfig, rank: int, world: int
+) -> Batches:
+    """Batches of one part of an update.
+
+    Raises:
+        UserError: samples of this model can't share rows.
+    """
+    size = config.batch_size // config.accumulation
+    if config.pack is None:
+        return Batches(dataset, size, config.seed, rank, world)
+    kind = model.config.fusion.kind
+    if kind != "prefix":
+        raise UserError(
+            f"pack: found a model with fusion '{kind}'; expected one that reads pictures in its row, such as "
+            f"model=llava; set pack to null"
+        )
+    if world > 1 and any(isinstance(part, BatchNorm) for part in model.modules()):
+        raise UserError(
+            f"pack: found batch norm and {world} workers, whose rows hold different numbers of pictures; expected as "
+            f"many on each; set pack to null, vision.stem to patch, or cluster.workers to 1"
+        )
+    return PackedBatches(Packer(dataset, config.pack, model.fusion.length), size, config.seed, rank, world)
+
+
+def with_adapters(config: TrainConfig) -> TrainConfig:
+    """The same run for a model whose adapters learn."""
+    optimizer = dataclasses.replace(config.optimizer, rules=rules_with_adapters(config.optimizer.rules))
+    return dataclasses.replace(config, optimizer=optimizer)
+
+
+def tell(listeners: tuple[Callable[[dict], None], ...], facts: dict) -> None:
+    for listener in listeners:
+        listener(facts)
 
 
 def adopt_vision(model: VisionLanguageModel, scorer: Path) -> None:
