@@ -1,0 +1,24 @@
+"""The families by their `model_type`, whole models and parts; where a model fits several, the first is taken."""
+
+from vlmpipe.models.pretrained import bert, clip, clipseg, gpt2, llama, owlvit, siglip, vit
+from vlmpipe.models.pretrained.family import Family
+
+FAMILIES: dict[str, Family] = {
+    # whole models
+    "clipseg": clipseg.WHOLE,
+    "owlvit": owlvit.WHOLE,
+    "clip": clip.WHOLE,
+    "siglip": siglip.WHOLE,
+    # vision
+    "clip_vision_model": clip.VISION,
+    "siglip_vision_model": siglip.VISION,
+    "vit": vit.VIT,
+    # text
+    "bert": bert.BERT,
+    "gpt2": gpt2.GPT2,
+    "clip_text_model": clip.TEXT,
+    "llama": llama.LLAMA,  # SmolLM and SmolLM2 too
+    "qwen2": llama.QWEN2,
+    "qwen3": llama.QWEN3,
+    "smollm3": llama.SMOLLM3,
+}
