@@ -32,6 +32,7 @@ from vlmpipe.evaluate.metrics import perplexity, retrieval_recall, vqa_accuracy
 from vlmpipe.images import NotAnImage, decode_rgb
 from vlmpipe.models import Processor, VisionLanguageModel, load
 from vlmpipe.models.generate import answer, attention_map, caption, embed_texts, to_device
+from vlmpipe.models.generate.rows import QUESTIONED
 from vlmpipe.models.processor import stack
 from vlmpipe.shards import check_file, write_bytes_atomic, write_json, write_table
 
@@ -315,7 +316,8 @@ def caption_loss(
     batch = stack([[processor.encode_answer("", text)] for text in captions])
     scored_BT = (batch["labels"] != -100).to(model.device)
     labels_M = batch["labels"].to(model.device)[scored_BT]
-    outputs = model(images=processor.images(images).to(model.device), **to_device(batch, model), select=scored_BT)
+    words = to_device(batch, model, QUESTIONED)
+    outputs = model(images=processor.images(images).to(model.device), **words, select=scored_BT)
     loss_M = F.cross_entropy(outputs.logits.float(), labels_M, reduction="none")
     loss_BT = torch.zeros(scored_BT.shape, dtype=torch.float64, device=model.device)
     loss_BT[scored_BT] = loss_M.double()

@@ -31,13 +31,14 @@ def build(config: VLMConfig, texts: Iterable[str], seed: int = 0) -> tuple[Visio
 def make_processor(config: VLMConfig, tokenizer: Tokenizer, answers=()) -> Processor:
     """The processor that feeds a model of this config."""
     prefix = (config.vision.side // config.fusion.merge) ** 2 if config.fusion.kind == "prefix" else 0
-    limit = config.text.context - prefix
+    reader = config.text if config.encoder is None else config.encoder
+    limit = min(reader.context, reader.context if config.codes else config.text.context) - prefix
     if limit < 4:
         raise UserError(
             f"text.context: found {config.text.context} with a prefix of {prefix} image tokens; "
             f"expected at least {prefix + 4}"
         )
-    return Processor(config.processor, tokenizer, config.vision.image_size, limit, answers)
+    return Processor(config.processor, tokenizer, (config.vision or config.codes).image_size, limit, answers)
 
 
 def save(model: VisionLanguageModel, processor: Processor, directory: Path) -> None:

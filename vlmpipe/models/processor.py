@@ -61,13 +61,15 @@ def train_tokenizer(texts: Iterable[str], config: ProcessorConfig) -> Tokenizer:
 def stack(encoded: Sequence[Sequence[EncodedText]]) -> dict[str, Tensor]:
     """Rows of one or more texts each, padded on the right.
 
-    Returns [B, T] tensors: tokens, segments (1, 2, ... by text; 0 padding), positions inside each text, and labels:
-    the token to predict at each place, -100 where there is nothing to learn.
+    Returns [B, T] tensors: tokens, segments (1, 2, ... by text; 0 padding), positions inside each text, labels: the
+    token to predict at each place, -100 where there is nothing to learn; and prefix, bool: the tokens before the one
+    that the first label stands at.
     """
     length = max(sum(len(text.ids) for text in row) for row in encoded)
     rows = {name: np.zeros((len(encoded), length), np.int64) for name in ("tokens", "segments", "positions")}
     rows["segments"][:] = PADDING
     rows["labels"] = np.full((len(encoded), length), -100, np.int64)
+    rows["prefix"] = np.zeros((len(encoded), length), np.bool_)
     for index, row in enumerate(encoded):
         at = 0
         for segment, text in enumerate(row, start=1):
@@ -77,6 +79,7 @@ def stack(encoded: Sequence[Sequence[EncodedText]]) -> dict[str, Tensor]:
             rows["positions"][index, at:end] = np.arange(len(text.ids))
             first = max(text.start, 1)
             rows["labels"][index, at + first - 1 : end - 1] = text.ids[first:]
+            rows["prefix"][index, at : at + first - 1] = True
             at = end
     return {name: torch.from_numpy(value) for name, value in rows.items()}
 

@@ -12,23 +12,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.fusion import FUSIONS, FusionConfig, Inputs
-from vlmpipe.models.heads import Detection, Grounding, HeadsConfig, LanguageModel, Mask, Projection, pictures_of_rows
+from vlmpipe.models.checks import check_crossing, check_pictures
+from vlmpipe.models.codes import ImageCodes, ImageCodesConfig
+from vlmpipe.models.fusion import FUSIONS, Fused, Fusion, FusionConfig, Inputs
+from vlmpipe.models.heads import (
+    READERS,
+    Detection,
+    Grounding,
+    HeadsConfig,
+    ImageTokens,
+    LanguageModel,
+    Mask,
+    Projection,
+    Reading,
+    pictures_of_rows,
+)
 from vlmpipe.models.layers import Cache, initialize
 from vlmpipe.models.processor import ProcessorConfig
 from vlmpipe.models.text import TextConfig, TextModel
-from vlmpipe.models.vision import VisionConfig, VisionEncoder
+from vlmpipe.models.vision import VisionConfig, build_vision
 
 
 @dataclass(frozen=True)
 class VLMConfig:
-    """One architecture; see configs/model/ for the presets."""
+    """One architecture; see configs/model/ for the presets.
 
-    vision: VisionConfig
+    A model that writes pictures has `codes` and no `vision`. `encoder` is what reads in an encoder-decoder, where
+    `text` writes; with a `vocab_size` of 0 it has the word embedding of `text`.
+    """
+
+    vision: VisionConfig | None
     text: TextConfig
     fusion: FusionConfig
     heads: HeadsConfig
     processor: ProcessorConfig = field(default_factory=ProcessorConfig)
+    encoder: TextConfig | None = None
+    codes: ImageCodesConfig | None = None
 
     def __post_init__(self):
         if self.fusion.kind == "none" and self.heads.projection is None:
@@ -37,6 +56,8 @@ class VLMConfig:
             raise UserError("heads: found no language_model with fusion 'prefix'; expected heads.language_model")
         if self.heads.language_model is not None and not self.text.causal:
             raise UserError("text.causal: found false with a language_model head; expected true")
+        check_crossing(self)
+        check_pictures(self)
         points = self.heads.mask is not None or self.heads.detection is not None
         if points and (self.fusion.kind != "none" or self.heads.projection is None):
             raise UserError(
@@ -44,8 +65,19 @@ class VLMConfig:
                 f"{self.heads.projection}; expected fusion 'none' and heads.projection, whose embeddings they ask with"
             )
 
+        readers = [name for name in READERS if getattr(self.heads, name) is not None]
+        if readers and not issubclass(FUSIONS[self.fusion.kind], Fusion):
+            joining = [kind for kind, fusion in FUSIONS.items() if issubclass(fusion, Fusion)]
+            raise UserError(
+                f"heads: found {', '.join(readers)} with fusion '{self.fusion.kind}'; expected a fusion whose tokens "
+                f"they can read: {', '.join(joining)}"
+            )
+
     def with_vocab(self, size: int) -> "VLMConfig":
         """The same architecture for a tokenizer of `size` tokens."""
+        if self.heads.image_tokens is not None:  # words are read, codes are written
+            writes = replace(self.text, vocab_size=self.codes.size + 1)
+            return replace(self, encoder=replace(self.encoder, vocab_size=size), text=writes)
         return replace(self, text=replace(self.text, vocab_size=size))
 
 
@@ -56,10 +88,19 @@ class Outputs:
     image_embedding: Tensor | None = None  # [B, E], unit norm
     text_embedding: Tensor | None = None  # [B, E], unit norm
     scale: Tensor | None = None  # scalar: exp of the learned logit scale
+    bias: Tensor | None = None  # scalar: the learned bias of the logits, where there is one
     logits: Tensor | None = None  # [B, T, V], or [M, V] for the selected positions
+    matching: Tensor | None = None  # [B, 2] logits: no pair, a pair
+    text_logits: Tensor | None = None  # [B, T, V] of hidden words, or [M, V] for the selected positions
+    patch_logits: Tensor | None = None  # [n, N, K] of each patch's code or class
+    patch_values: Tensor | None = None  # [n, N, K]: each patch's pixels or features
+    answers: Tensor | None = None  # [B, A] logits
+    statement: Tensor | None = None  # [B, A] logits, of rows with several pictures
     masks: Tensor | None = None  # [B, Y, X] logits, what each row's text means in its picture
     boxes: Tensor | None = None  # [n, N, 4], centre x and y, width and height in shares of the picture
     classes: Tensor | None = None  # [n, N, Q] logits of each of a picture's texts for each box
+    image_logits: Tensor | None = None  # [B, N, K] of each code of the picture that is being written
+    image_codes: Tensor | None = None  # [B, N] the codes of the pictures that were given
 
 
 class VisionLanguageModel(nn.Module):
@@ -68,8 +109,9 @@ class VisionLanguageModel(nn.Module):
     def __init__(self, config: VLMConfig):
         super().__init__()
         self.config = config
-        vision_width, text_width = config.vision.width, config.text.transformer.width
-        self.vision = VisionEncoder(config.vision)
+        vision_width, text_width = config.vision.width if config.vision else 0, config.text.transformer.width
+        self.vision = build_vision(config.vision) if config.vision else None
+        self.codes = ImageCodes(config.codes) if config.codes else None
         fusion = FUSIONS[config.fusion.kind](config)
         self.text = TextModel(config.text, fusion.memory_width)
         self.fusion = fusion
@@ -78,14 +120,18 @@ class VisionLanguageModel(nn.Module):
         self.language_model = (
             LanguageModel(heads.language_model, text_width, config.text.vocab_size) if heads.language_model else None
         )
+        self.image_tokens = ImageTokens(heads.image_tokens, text_width, config.codes.size) if config.codes else None
         width = heads.projection.width if heads.projection else 0
         self.mask = Mask(heads.mask, config.vision, width) if heads.mask else None
         self.detection = Detection(heads.detection, config.vision, width) if heads.detection else None
+        for name, build in READERS.items():
+            wanted = getattr(heads, name) is not None
+            self.add_module(name, build(config, fusion.widths) if wanted else None)
         initialize(self)
 
     @property
     def device(self) -> torch.device:
-        return self.vision.mean.device
+        return next(self.parameters()).device
 
     def forward(
         self,
@@ -105,6 +151,8 @@ class VisionLanguageModel(nn.Module):
         patch_mask: Tensor | None = None,
         looks: list | None = None,
         condition: Tensor | None = None,
+        prefix: Tensor | None = None,
+        codes: Tensor | None = None,
         heads: Collection[str] | None = None,
     ) -> Outputs:
         """Run what the inputs allow.
@@ -121,25 +169,43 @@ class VisionLanguageModel(nn.Module):
             image_places: [B, T] bool, where the pictures stand in the rows, in order; None: each before its row.
             image_rows: [n] the row that each picture belongs to, ascending; None: one picture a row. What is looked
                 for by masks and boxes: rows between two pictures' rows are about the first of them, too.
-            frames: [n] the number of each picture in its clip.
+            frames: [n] the number of each picture in its clip, or among those that a text is about.
             grids: [n, 3] patches in time, down and across, for encoders of variable-size pictures.
             patch_mask: [n, N] bool, patches that are hidden from the model (masked image modelling).
             looks: a list to which each layer of cross-attention appends its weights.
             condition: [B, E] what masks and boxes look for instead of the texts: an embedding of `embed_prompt`.
+            prefix: [B, T] bool, words that are given and never predicted: an encoder reads them, and see
+                `FusionConfig.attention`.
+            codes: [B, N] of a picture that is being written: what stands before each code; None: those of `images`.
             heads: names of the heads that are wanted; None: all.
         """
+        values = {}
+        if self.codes is not None and images is not None:
+            values["image_codes"] = self.codes.encode(images)
+            images, codes = None, self.codes.opening(values["image_codes"])
         inputs = Inputs(
             images, tokens, segments, positions, types, image_places, image_rows, frames, grids, patch_mask,
-            cache, weights, looks,
+            cache, weights, looks, prefix, codes,
         )
-        if self.config.fusion.kind == "none":
+        if self.config.fusion.kind == "none" or (heads is not None and set(heads) == {"projection"}):
             return Outputs(**self._embed_apart(inputs, condition, heads))
         fused = self.fusion(self.vision, self.text, inputs)
-        values = {}
+        if self.image_tokens is not None and (heads is None or "image_tokens" in heads):
+            values["image_logits"] = self.image_tokens(fused.text)
         if self.language_model is not None and (heads is None or "language_model" in heads):
             x = fused.text if select is None else fused.text[select]
             values["logits"] = self.language_model(x, self.text.token_embedding.weight)
-        return Outputs(**values)
+        return Outputs(**values, **self._read(fused, inputs, select, heads))
+
+    def _read(self, fused: Fused, inputs: Inputs, select: Tensor | None, heads: Collection[str] | None) -> dict:
+        """What the heads over the fusion say, as far as they are there and wanted."""
+        reading = Reading(fused, inputs.segments, select, self.text.token_embedding.weight)
+        values = {}
+        for name in READERS:
+            head = getattr(self, name)
+            if head is not None and (heads is None or name in heads):
+                values |= head(reading)
+        return values
 
     def encode_image(self, images_BCYX: Tensor) -> Tensor:
         """[B, E] unit norm, in the space shared with text."""
@@ -155,7 +221,7 @@ class VisionLanguageModel(nn.Module):
         return self.projection.image(self.vision.pool(self.vision(images_BCYX)))
 
     def _embed_apart(self, inputs: Inputs, condition: Tensor | None, heads: Collection[str] | None) -> dict:
-        values = {"scale": self.projection.scale()}
+        values = {"scale": self.projection.scale(), "bias": self.projection.logit_bias}
         if inputs.tokens is not None:
             x_BTD = self.text(self.text.token_embedding(inputs.tokens), inputs.segments, inputs.positions)
             features_BE = self.projection.text(self.text.pool(x_BTD, inputs.segments))

@@ -27,9 +27,16 @@ class Example:
     answer: str
 
 
-def to_device(batch: dict[str, Tensor], model: VisionLanguageModel) -> dict[str, Tensor]:
+# The text inputs of `forward`, of which a text encoder alone takes the first three.
+WORDS = ("tokens", "segments", "positions")
+QUESTIONED = (*WORDS, "prefix")
+
+
+def to_device(
+    batch: dict[str, Tensor], model: VisionLanguageModel, names: Sequence[str] = WORDS
+) -> dict[str, Tensor]:
     """The text inputs of `forward` from what `stack` made."""
-    return {name: batch[name].to(model.device) for name in ("tokens", "segments", "positions")}
+    return {name: batch[name].to(model.device) for name in names}
 
 
 def picture_inputs(
@@ -48,7 +55,8 @@ def ask(
 ) -> dict[str, Tensor]:
     """Inputs of `forward` for one prompt about each picture, after the same examples in every row."""
     if not examples:
-        return {**picture_inputs(model, processor, images), **to_device(stack([[prompt] for prompt in prompts]), model)}
+        asked = to_device(stack([[prompt] for prompt in prompts]), model, QUESTIONED)
+        return {**picture_inputs(model, processor, images), **asked}
     shown = [processor.encode_answer(example.question, example.answer) for example in examples]
     before = list(zip((example.image for example in examples), shown, strict=True))
     rows = [[*before, (image, prompt)] for image, prompt in zip(images, prompts, strict=True)]
@@ -86,7 +94,9 @@ def interleave(
         # Image tokens that look both ways do so in what all words share.
         batch["segments"] = segments.masked_fill(places, SHARED)
     owners = torch.tensor([index for index, row in enumerate(rows) for _ in row])
-    batch |= {"image_places": places, "image_rows": owners}
+    real = segments != PADDING
+    given_words = real & (real.flip(1).cumsum(dim=1).flip(1) > 1)  # all but the one that the answer starts after
+    batch |= {"image_places": places, "image_rows": owners, "prefix": given_words}
     return {**given, **{name: value.to(model.device) for name, value in batch.items()}}
 
 

@@ -11,15 +11,19 @@ from torch import nn
 from vlmpipe.train.objectives.base import Batch, Result
 from vlmpipe.train.objectives.boxes import Boxes
 from vlmpipe.train.objectives.contrastive import Contrastive
+from vlmpipe.train.objectives.image_tokens import ImageTokens
 from vlmpipe.train.objectives.language import LanguageModeling
 from vlmpipe.train.objectives.masks import Masks
+from vlmpipe.train.objectives.prefix_lm import PrefixLM
 
 Objective = Callable[[nn.Module, Batch], Result]
 OBJECTIVES = {
     "boxes": Boxes,
     "contrastive": Contrastive,
+    "image_tokens": ImageTokens,
     "language_modeling": LanguageModeling,
     "masks": Masks,
+    "prefix_lm": PrefixLM,
 }
 
 

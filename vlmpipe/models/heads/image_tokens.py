@@ -1,0 +1,26 @@
+"""The next piece of a picture that is being written.
+
+Shapes: B rows, N codes of a picture, D width, K codes to choose from.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ImageTokensConfig:
+    """Logits of the codes of `VLMConfig.codes`, from a matrix of their own, as Parti's (arXiv 2206.10789)."""
+
+    bias: bool = False
+
+
+class ImageTokens(nn.Module):
+    """[B, N, K] logits."""
+
+    def __init__(self, config: ImageTokensConfig, width: int, codes: int):
+        super().__init__()
+        self.output = nn.Linear(width, codes, bias=config.bias)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        return self.output(x_BND)
