@@ -66,9 +66,9 @@ def test_a_plain_folder_finds_coco_numbers_and_names(tmp_path):
     ("questions", lambda q: q[0].update(question_id="10"), r"question_id: found str '10'; expected int"),
     ("questions", lambda q: q.clear(), "found 0 questions"),
     ("annotations", lambda a: a.pop(), "no annotation for question_id 11"),
-    ("annotations", lambda a: a[0].update(image_id=7), r"annotations\[0\]\.image_id: found 7; expected 1"),
+    ("annotations", lambda a: a[0].update(image_id=7), r"annotations\[0\]\.image_id: found int 7; expected 1"),
     ("annotations", lambda a: a[0]["answers"][3].pop("answer"), r"answers\[3\]\.answer: found nothing"),
-    ("annotations", lambda a: a.append(a[0]), "question_id 10 twice"),
+    ("annotations", lambda a: a.append(a[0]), "question_id: found 10 a second time"),
     ("annotations", lambda a: a[1].update(answers=[]), r"annotations\[1\]\.answers: found no answers"),
 ])
 def test_bad_files_are_named_with_the_field(directory, kind, edit, said):
@@ -93,7 +93,7 @@ def test_two_splits_in_one_directory_are_refused(directory):
 
 
 def test_missing_and_damaged_pictures_are_named(directory):
-    with pytest.raises(UserError, match="no picture for image_id 3"):
+    with pytest.raises(UserError, match="no picture for '3'"):
         vqa_images(directory)[3]
     (directory / "images/00000.tar").write_bytes(b"damaged")
     with pytest.raises(UserError, match="corrupt shard"):

@@ -38,7 +38,7 @@ def evaluation_images(questions: Path, splits: Sequence[str], chunk: int = 64) -
     uids, digests, looks = [], [], [look([])]
     for split in splits:
         pictures = vqa_images(questions / split)
-        found = progress(pictures.distinct(), pictures.files, f"evaluation pictures ({split})")
+        found = progress(pictures.items(), len(pictures), f"evaluation pictures ({split})")
         for batch in batched(found, chunk):
             uids += [uid for uid, _ in batch]
             digests += [hashlib.sha256(data).hexdigest() for _, data in batch]

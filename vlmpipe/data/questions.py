@@ -4,8 +4,9 @@ A model that never looks can do no better than the most frequent answer to each 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -32,17 +33,23 @@ def candidates(scene: Scene, kind: str, rng: np.random.Generator) -> list[Questi
     return [Question(kind, text, answer) for text, answer in asked[kind](scene)]
 
 
-def ask(scenes: Sequence[Scene], per_scene: int, rng: np.random.Generator) -> list[list[Question]]:
-    """`per_scene` different questions on each scene, chosen so that a wording's answers stay balanced."""
-    kinds = _rounds(rng)
+def ask(
+    scenes: Sequence[Any], per_scene: int, rng: np.random.Generator, mix: Mapping[str, int] = MIX,
+    options: Callable[[Any, str, np.random.Generator], Sequence[Question]] = candidates,
+) -> list[list[Any]]:
+    """`per_scene` different questions on each scene, chosen so that a wording's answers stay balanced.
+
+    `mix`: how many questions of each kind in a round; `options`: the questions of a kind on a scene.
+    """
+    kinds = _rounds(rng, mix)
     counts: dict[str, Counter] = defaultdict(Counter)
     asked = []
     for scene in scenes:
         chosen: list[Question] = []
         while len(chosen) < per_scene:
-            options = [q for q in candidates(scene, next(kinds), rng) if q not in chosen]
-            if options:
-                chosen.append(_rarest(options, counts, rng))
+            open_ = [q for q in options(scene, next(kinds), rng) if q not in chosen]
+            if open_:
+                chosen.append(_rarest(open_, counts, rng))
         asked.append(chosen)
     return asked
 
@@ -56,8 +63,8 @@ def blind_accuracy(train: Iterable[tuple[str, str]], test: Iterable[tuple[str, s
     return float(np.mean(right))
 
 
-def _rounds(rng: np.random.Generator):
-    round_ = [kind for kind, count in MIX.items() for _ in range(count)]
+def _rounds(rng: np.random.Generator, mix: Mapping[str, int]):
+    round_ = [kind for kind, count in mix.items() for _ in range(count)]
     while True:
         yield from (round_[i] for i in rng.permutation(len(round_)))
 
@@ -114,8 +121,8 @@ def _presence(scene: Scene, rng: np.random.Generator) -> list[Question]:
         close = [look for look in absent if any(look[0] == c or look[1] == s for c, s in present)]
         absent = close
     pairs, answer = (present, "yes") if rng.random() < 0.5 else (absent, "no")
-    return [Question("presence", f"Is there {_article(color)} {color} {shape}?", answer) for color, shape in pairs]
+    return [Question("presence", f"Is there {article(color)} {color} {shape}?", answer) for color, shape in pairs]
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"

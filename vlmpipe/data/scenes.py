@@ -68,12 +68,8 @@ class Scene:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Scene":
         """A random scene. All (colour, shape) pairs in it differ, so "the red circle" names one item."""
-        row = _pick(rng, ROWS[int(rng.integers(1, 1 + len(ROWS)))])
-        looks: list[tuple[str, str]] = []
-        while len(looks) < len(row):
-            look = _look(rng, looks)
-            if look not in looks:
-                looks.append(look)
+        row = pick(rng, ROWS[int(rng.integers(1, 1 + len(ROWS)))])
+        looks = different_looks(rng, len(row))
         # The repeated colour or form is not always at the front.
         order = rng.permutation(len(row))
         items = tuple(_item(rng, *looks[i], place) for i, place in zip(order, row))
@@ -92,19 +88,29 @@ class Scene:
         return image
 
 
-def _pick(rng: np.random.Generator, choices):
+def pick(rng: np.random.Generator, choices):
     return choices[int(rng.integers(len(choices)))]
 
 
+def different_looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+    """`count` different (colour, shape) pairs, among which colours and shapes repeat."""
+    looks: list[tuple[str, str]] = []
+    while len(looks) < count:
+        look = _look(rng, looks)
+        if look not in looks:
+            looks.append(look)
+    return looks
+
+
 def _look(rng: np.random.Generator, before: list[tuple[str, str]]) -> tuple[str, str]:
-    color, shape = _pick(rng, tuple(COLORS)), _pick(rng, SHAPES)
+    color, shape = pick(rng, tuple(COLORS)), pick(rng, SHAPES)
     if before and rng.random() < REPEAT:
         return (before[0][0], shape) if rng.random() < 0.5 else (color, before[0][1])
     return color, shape
 
 
 def _item(rng: np.random.Generator, color: str, shape: str, place: str) -> Item:
-    size = _pick(rng, tuple(DIAMETERS))
+    size = pick(rng, tuple(DIAMETERS))
     x, y = SPOTS[place]
     # Little room along the axis that names the place, so that two large shapes never touch; more across it.
     along, across = rng.uniform(-0.01, 0.01), rng.uniform(-0.1, 0.1)

@@ -4,21 +4,16 @@ Format: https://visualqa.org/download.html. VizWiz publishes the same two files 
 `answer_type`; both are read. Pictures stand in `images/`, as a shard directory (uid = image id) or as plain files.
 """
 
-import re
-import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
 
 from vlmpipe import shards
-from vlmpipe.errors import UserError
+from vlmpipe.data.fields import Entry, entries, filled, find, unique
+from vlmpipe.data.pictures import Pictures, pictures, write_pictures
 
 ANSWERS = 10
-KIND = "images"
 
 
 @dataclass(frozen=True)
@@ -55,155 +50,49 @@ def read_vqa(directory: Path) -> list[VqaExample]:
     Raises:
         UserError: a file or field is missing or of the wrong type, or the two files do not belong together.
     """
-    question_file, annotation_file = (_only(Path(directory), f"*{kind}.json") for kind in ("questions", "annotations"))
-    annotations = {}
-    for where, entry in _entries(annotation_file, "annotations"):
-        key = _field(entry, "question_id", int, where)
-        if key in annotations:
-            raise UserError(f"{where}: found question_id {key} twice; expected one annotation a question; mend it")
-        annotations[key] = where, entry
-    examples = [_example(where, entry, annotations) for where, entry in _entries(question_file, "questions")]
-    if not examples:
-        raise UserError(f"{question_file}: found 0 questions; expected at least one; check the file")
-    return examples
+    examples = [_example(*both) for both in joined(directory)]
+    return filled(examples, Path(directory), "questions")
 
 
-def _example(where: str, entry: dict, annotations: Mapping[int, tuple[str, dict]]) -> VqaExample:
-    question_id = _field(entry, "question_id", int, where)
-    image_id = _field(entry, "image_id", (int, str), where)
-    if question_id not in annotations:
-        raise UserError(f"{where}: found no annotation for question_id {question_id}; expected one in the annotations "
-                        f"file; use the two files of the same split")
-    there, annotation = annotations[question_id]
-    if annotation.get("image_id", image_id) != image_id:
-        raise UserError(f"{there}.image_id: found {annotation['image_id']!r}; expected {image_id!r} as in the "
-                        f"questions; use the two files of the same split")
-    answers = tuple(
-        _field(answer, "answer", str, f"{there}.answers[{i}]")
-        for i, answer in enumerate(_field(annotation, "answers", list, there))
-    )
-    if not answers:
-        raise UserError(f"{there}.answers: found no answers; expected at least one; mend the file")
-    most = Counter(answers).most_common(1)[0][0]
-    return VqaExample(
-        question_id, image_id, _field(entry, "question", str, where), answers,
-        annotation.get("answer_type") or answer_type(most), annotation.get("question_type") or "",
-    )
-
-
-def _only(directory: Path, pattern: str) -> Path:
-    found = sorted(directory.glob(pattern))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise UserError(f"{directory}: found {len(found)} files {pattern} ({names}); expected exactly one; "
-                        f"keep one split of the VQA files in a directory")
-    return found[0]
-
-
-def _entries(path: Path, key: str) -> Iterator[tuple[str, dict]]:
-    content = shards.read_json(path)
-    where = f"{path}: {key}"
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise UserError(f"{path}: found no list '{key}'; expected the official VQA layout; check the file")
-    for index, entry in enumerate(content[key]):
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}[{index}]: found {type(entry).__name__}; expected an object; mend the file")
-        yield f"{where}[{index}]", entry
-
-
-def _field(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    value = entry.get(name) if isinstance(entry, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        found = "nothing" if value is None else f"{type(value).__name__} {value!r}"
-        expected = " or ".join(k.__name__ for k in kinds)
-        raise UserError(f"{where}.{name}: found {found}; expected {expected}; mend the file")
-    return value
-
-
-# --- pictures ----------------------------------------------------------------------------------------------
-
-class VqaImages(Mapping):
-    """image_id -> encoded bytes, read when asked for: `images/` may hold a hundred thousand pictures."""
-
-    def __init__(self, index: Mapping[str, tuple[Path, int, int]], where: Path):
-        self._index, self._where = index, where
-
-    def __getitem__(self, image_id: int | str) -> bytes:
-        try:
-            path, start, size = self._index[str(image_id)]
-        except KeyError:
-            raise UserError(f"{self._where}: found no picture for image_id {image_id!r}; expected one of "
-                            f"{len(self._index)} there; check that the pictures belong to the questions") from None
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(size)
-
-    @property
-    def files(self) -> int:
-        """How many pictures there are; one may go by several names."""
-        return len(set(self._index.values()))
-
-    def distinct(self) -> Iterator[tuple[str, bytes]]:
-        """Every picture once, under the first of its names."""
-        seen = set()
-        for name, place in self._index.items():
-            if place not in seen:
-                seen.add(place)
-                yield name, self[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __contains__(self, image_id: object) -> bool:
-        return str(image_id) in self._index
-
-
-def vqa_images(directory: Path) -> VqaImages:
-    """The pictures of a VQA directory.
-
-    In a plain folder a picture is found by its file name, by the name without suffix, and by the number it ends
-    in: COCO_val2014_000000262148.jpg is image 262148.
+def joined(directory: Path) -> Iterator[tuple[Entry, Entry]]:
+    """(question, its annotation) in the order of the questions file.
 
     Raises:
-        UserError: there is no `images/`, it holds no picture, or a shard is damaged.
+        UserError: as `read_vqa` says.
     """
-    where = Path(directory) / "images"
-    if not where.is_dir():
-        raise UserError(f"found no folder {where}; expected the pictures of the questions; put or link them there")
-    index = _shard_index(where) if (where / shards.MANIFEST).exists() else _folder_index(where)
-    if not index:
-        raise UserError(f"{where}: found no pictures; expected {', '.join(shards.IMAGE_SUFFIXES)}; fill the folder")
-    return VqaImages(index, where)
+    question_file, annotation_file = (find(directory, f"*{kind}.json") for kind in ("questions", "annotations"))
+    seen: set[str] = set()
+    annotations = {unique(entry, seen, "question_id"): entry for entry in entries(annotation_file, "annotations")}
+    for question in entries(question_file, "questions"):
+        annotation = annotations.get(question.name("question_id"))
+        if annotation is None:
+            raise question.wrong("question_id", "one in the annotations file of the same split",
+                                 f"no annotation for question_id {question.name('question_id')}")
+        image_id = question.field("image_id", int, str)
+        if annotation.values.get("image_id", image_id) != image_id:
+            raise annotation.wrong("image_id", f"{image_id!r} as in the questions file of the same split")
+        yield question, annotation
 
 
-def _shard_index(where: Path) -> dict[str, tuple[Path, int, int]]:
-    index = {}
-    for shard in shards.read_manifest(where)["shards"]:
-        path = where / f"{shard['name']}.tar"
-        if not path.exists() or shards.sha256_file(path) != shard["files"][path.name]:
-            raise shards.corrupt(path, "its bytes are not the ones the manifest lists")
-        with tarfile.open(path) as tar:
-            for member in tar:
-                stem, _, suffix = member.name.rpartition(".")
-                if f".{suffix}" in shards.IMAGE_SUFFIXES:
-                    index[stem] = path, member.offset_data, member.size
-    return index
+def _example(question: Entry, annotation: Entry) -> VqaExample:
+    answers = tuple(answer.field("answer", str) for answer in annotation.objects("answers"))
+    if not answers:
+        raise annotation.wrong("answers", "at least one", "no answers")
+    most = Counter(answers).most_common(1)[0][0]
+    return VqaExample(
+        question.field("question_id", int), question.field("image_id", int, str), question.field("question", str),
+        answers, annotation.values.get("answer_type") or answer_type(most),
+        annotation.values.get("question_type") or "",
+    )
 
 
-def _folder_index(where: Path) -> dict[str, tuple[Path, int, int]]:
-    index = {}
-    for path in sorted(where.rglob("*")):
-        if path.suffix.lower() in shards.IMAGE_SUFFIXES:
-            place = path, 0, path.stat().st_size
-            number = re.search(r"0*(\d+)$", path.stem)
-            names = [path.name, path.stem] + ([number.group(1)] if number else [])
-            for name in names:
-                index.setdefault(name, place)
-    return index
+def vqa_images(directory: Path) -> Pictures:
+    """The pictures of a VQA directory, which stand in its `images/`.
+
+    Raises:
+        UserError: as `pictures` says.
+    """
+    return pictures(Path(directory) / "images")
 
 
 # --- writing -----------------------------------------------------------------------------------------------
@@ -221,7 +110,7 @@ def write_vqa(
     task = {"task_type": "Open-Ended", "questions": questions}
     shards.write_json(Path(directory) / "questions.json", head | task)
     shards.write_json(Path(directory) / "annotations.json", head | {"annotations": [_annotation(e) for e in examples]})
-    _write_images(Path(directory) / "images", images)
+    write_pictures(Path(directory) / "images", ((f"{image_id}.jpg", data) for image_id, data in images))
 
 
 def _annotation(example: VqaExample) -> dict:
@@ -233,10 +122,3 @@ def _annotation(example: VqaExample) -> dict:
             {"answer": answer, "answer_confidence": "yes", "answer_id": i} for i, answer in enumerate(answers, 1)
         ],
     }
-
-
-def _write_images(where: Path, images: Iterable[tuple[int | str, bytes]]) -> None:
-    images = list(images)
-    table = pa.table({"uid": [str(image_id) for image_id, _ in images], "bytes": [len(data) for _, data in images]})
-    entry = shards.write_shard(where, "00000", table, ((f"{image_id}.jpg", data) for image_id, data in images))
-    shards.write_manifest(where, KIND, [entry])
