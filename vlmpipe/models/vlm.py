@@ -223,7 +223,8 @@ class VisionLanguageModel(nn.Module):
     def _embed_apart(self, inputs: Inputs, condition: Tensor | None, heads: Collection[str] | None) -> dict:
         values = {"scale": self.projection.scale(), "bias": self.projection.logit_bias}
         if inputs.tokens is not None:
-            x_BTD = self.text(self.text.token_embedding(inputs.tokens), inputs.segments, inputs.positions)
+            embeddings_BTD = self.text.token_embedding(inputs.tokens)
+            x_BTD = self.text(embeddings_BTD, inputs.segments, inputs.positions, types_BT=inputs.types)
             features_BE = self.projection.text(self.text.pool(x_BTD, inputs.segments))
             values["text_embedding"] = F.normalize(features_BE, dim=-1)
             condition = features_BE if condition is None else condition
