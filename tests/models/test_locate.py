@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from tests.models.heads.test_pointing import make
 from tests.models.tiny import pictures
 from vlmpipe.errors import UserError
 from vlmpipe.models.locate import detect, segment, window
+from vlmpipe.models.pretrained import HuggingFaceProcessor
 
 
 def test_masks_are_as_large_as_the_picture():
@@ -46,3 +48,13 @@ def test_nothing_to_look_for_or_to_look_with():
         detect(model, processor, image, [])
     with pytest.raises(UserError, match=r"without heads\.mask"):
         segment(model, processor, image, ["red"])
+
+
+def test_the_part_that_a_hugging_face_image_processor_cuts_out():
+    def seen(pictures, size):
+        return window(HuggingFaceProcessor(pictures, None, 32, 16), size)
+
+    crop = transformers.CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
+    assert seen(crop, (200, 100)) == (60, 10, 140, 90)
+    assert seen(transformers.OwlViTImageProcessorPil(), (200, 100)) == (0, 0, 200, 100)
+    assert seen(transformers.ViTImageProcessorPil(), (200, 100)) == (0, 0, 200, 100)

@@ -5,6 +5,7 @@ Shapes: P phrases, K boxes found, y and x pixels of the picture.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +32,11 @@ class Found:
     phrases: Tensor
 
 
-def segment(
-    model: VisionLanguageModel, processor: Processor, image: Image.Image, phrases: Sequence[str]
-) -> Tensor:
+def segment(model: VisionLanguageModel, processor: Any, image: Image.Image, phrases: Sequence[str]) -> Tensor:
     """[P, y, x] how likely each pixel of `image` shows what each phrase says; what the model doesn't see gets 0.
+
+    Args:
+        processor: of this model, ours or one from Hugging Face.
 
     Raises:
         UserError: no phrase, or a model without masks.
@@ -48,9 +50,12 @@ def segment(
 
 
 def detect(
-    model: VisionLanguageModel, processor: Processor, image: Image.Image, phrases: Sequence[str], least: float = 0.1
+    model: VisionLanguageModel, processor: Any, image: Image.Image, phrases: Sequence[str], least: float = 0.1
 ) -> Found:
     """Boxes of `image` around what the phrases name, with a score of `least` at least.
+
+    Args:
+        processor: of this model, ours or one from Hugging Face.
 
     Raises:
         UserError: no phrase, or a model without boxes.
@@ -67,7 +72,7 @@ def detect(
 
 
 @torch.no_grad()
-def look(model, processor: Processor, image: Image.Image, phrases: Sequence[str], head: str) -> Outputs:
+def look(model, processor: Any, image: Image.Image, phrases: Sequence[str], head: str) -> Outputs:
     """What `head` of the model says of one picture and several phrases."""
     if not phrases:
         raise UserError("found no phrase; expected at least one to look for")
@@ -79,11 +84,23 @@ def look(model, processor: Processor, image: Image.Image, phrases: Sequence[str]
     return model(images=processor.images([image]).to(model.device), **inputs, image_rows=first, heads=(head,))
 
 
-def window(processor: Processor, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def window(processor: Any, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of what the model sees of a picture of this width and height."""
     width, height = size
-    if processor.config.resize == "squash":
+    share = middle(processor)
+    if share is None:
         return 0, 0, width, height
-    side = min(size)
+    side = round(min(size) * share)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
+
+
+def middle(processor: Any) -> float | None:
+    """How much of the shorter side is in the square that is cut out; None: the whole picture is squashed into one."""
+    if isinstance(processor, Processor):
+        return 1.0 if processor.config.resize == "crop" else None
+    pictures = processor.pictures  # an image processor from Hugging Face
+    if not getattr(pictures, "do_center_crop", False):
+        return None
+    shortest = getattr(pictures.size, "shortest_edge", None)
+    return pictures.crop_size.height / shortest if shortest else None
