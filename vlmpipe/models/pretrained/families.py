@@ -1,6 +1,6 @@
 """The families by their `model_type`, whole models and parts; where a model fits several, the first is taken."""
 
-from vlmpipe.models.pretrained import bert, clip, clipseg, gpt2, llama, owlvit, siglip, vit
+from vlmpipe.models.pretrained import bert, clip, clipseg, gpt2, llama, llava, owlvit, qwen25_vl, resnet, siglip, vit
 from vlmpipe.models.pretrained.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -9,10 +9,13 @@ FAMILIES: dict[str, Family] = {
     "owlvit": owlvit.WHOLE,
     "clip": clip.WHOLE,
     "siglip": siglip.WHOLE,
+    "llava": llava.LLAVA,
+    "qwen2_5_vl": qwen25_vl.QWEN25_VL,
     # vision
     "clip_vision_model": clip.VISION,
     "siglip_vision_model": siglip.VISION,
     "vit": vit.VIT,
+    "resnet": resnet.RESNET,
     # text
     "bert": bert.BERT,
     "gpt2": gpt2.GPT2,
