@@ -55,11 +55,14 @@ class TextConfig:
         return self.transformer.norm_place == "pre" if self.final_norm is None else self.final_norm
 
 
-def visible(queries_BT: Tensor, keys_BS: Tensor, causal: bool, full_prefix: bool = False) -> Tensor:
+def visible(
+    queries_BT: Tensor, keys_BS: Tensor, causal: bool, full_prefix: bool = False, given_BS: Tensor | None = None
+) -> Tensor:
     """[B, 1, T, S] true where a query may look, from the segments of both; the queries are the last T of the keys.
 
     Every row sees at least itself, so that padding gives numbers and not NaN. With `full_prefix` the shared tokens
-    see each other in both directions (prefix language modelling, arXiv 2108.10904).
+    see each other in both directions (prefix language modelling, arXiv 2108.10904), and so do the tokens of one text
+    that are `given_BS`.
     """
     query, key = queries_BT[:, :, None], keys_BS[:, None, :]
     seen = (query == key) | ((query > PADDING) & (key == SHARED - (query - 1) // TEXTS))
@@ -69,6 +72,8 @@ def visible(queries_BT: Tensor, keys_BS: Tensor, causal: bool, full_prefix: bool
         backward = place[None, :] <= place[total - new :, None]
         if full_prefix:
             backward = backward | ((query < PADDING) & (query == key))
+        if given_BS is not None:
+            backward = backward | (given_BS[:, total - new :, None] & given_BS[:, None])
         seen = seen & backward
     return seen[:, None]
 
@@ -116,14 +121,16 @@ class TextModel(nn.Module):
         looks: list | None = None,
         taps: list | None = None,
         types_BT: Tensor | None = None,
+        given_BT: Tensor | None = None,
     ) -> Tensor:
         """[B, T, D] after the last norm. `weights`, `looks`, `taps`: lists that are filled layer by layer with
-        self-attention, cross-attention and hidden states."""
+        self-attention, cross-attention and hidden states. `given_BT`: tokens that see the later ones of their text that
+        are given too; where a cache is, on the first call only."""
         keys_BS = segments_BT
         if cache is not None:
             keys_BS = segments_BT if cache.segments is None else torch.cat([cache.segments, segments_BT], dim=1)
             cache.segments = keys_BS
-        mask = visible(segments_BT, keys_BS, self.config.causal, full_prefix)
+        mask = visible(segments_BT, keys_BS, self.config.causal, full_prefix, given_BT)
         x_BTD = self.embed(embeddings_BTD, positions, types_BT)
         rotary = None
         if self.config.positions == "rotary":

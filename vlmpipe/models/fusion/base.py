@@ -70,13 +70,18 @@ class FusionConfig:
     `none` keeps the encoders apart (CLIP). `prefix` puts projected image tokens among the words (LLaVA).
 
     `merge` folds merge x merge neighbouring image tokens into one wider one before the projector, which makes the
-    prefix merge² times shorter; `attention: full` lets the prefix tokens see each other in both directions.
+    prefix merge² times shorter; `attention: full` lets the prefix tokens see each other in both directions, and
+    `attention: prefix` the given words of a text, too (prefix language modelling; pictures, which several texts may
+    share, still look at no words).
+
+    `cross` lets words look at pictures from outside (Flamingo, VisualGPT), `encoder_decoder` reads pictures and words
+    with an encoder (SimVLM, Parti).
     """
 
     kind: Literal["none", "prefix", "single_stream", "co_attention", "multimodal", "cross", "encoder_decoder"] = "none"
     projector: Literal["linear", "mlp", "merger"] = "mlp"
     merge: int = 1
-    attention: Literal["causal", "full"] = "causal"
+    attention: Literal["causal", "full", "prefix"] = "causal"
     single_stream: SingleStreamConfig | None = None
     co_attention: CoAttentionConfig | None = None
     multimodal: MultimodalConfig | None = None

@@ -14,7 +14,7 @@ from vlmpipe.models.fusion.base import Fused, Fusion, Inputs, Widths, see
 from vlmpipe.models.fusion.resampler import Resampler
 from vlmpipe.models.fusion.rows import Rows, rows_of
 from vlmpipe.models.layers import Memory
-from vlmpipe.models.text import PADDING, SHARED
+from vlmpipe.models.text import PADDING, SHARED, visible
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Cross(Fusion):
     def mask(self, media: Media, segments_BT: Tensor, passed_BT: Tensor) -> Tensor:
         """[B, 1, T, K * R] true where a token may look."""
         owner_BK, number_K = media.segments, torch.arange(media.segments.shape[1], device=segments_BT.device)
-        own_BTK = (owner_BK[:, None] == segments_BT[..., None]) | (owner_BK[:, None] == SHARED)
+        own_BTK = visible(segments_BT, owner_BK, causal=False)[:, 0]
         seen = own_BTK & (number_K < passed_BT[..., None]) & (owner_BK != PADDING)[:, None]
         if self.last:
             seen = seen & (seen.flip(-1).cumsum(-1).flip(-1) == 1)

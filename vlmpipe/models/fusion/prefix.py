@@ -5,6 +5,7 @@ widths of the two sides.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
@@ -50,7 +51,7 @@ class Prefix(nn.Module):
         self.merge, self.side = merge, side // merge
         self.length = self.side**2
         self.vision, self.sections = config.vision, config.text.rotary_sections
-        self.full = config.fusion.attention == "full"
+        self.full, self.given = config.fusion.attention != "causal", config.fusion.attention == "prefix"
         width = config.text.transformer.width
         self.projector = PROJECTORS[config.fusion.projector](config.vision.width * merge**2, width)
 
@@ -70,9 +71,16 @@ class Prefix(nn.Module):
             x_BTD = put(x_BTD, places, seen)
         x_BTD = text(
             x_BTD, segments, positions, cache=inputs.cache, full_prefix=self.full, weights=inputs.weights,
-            types_BT=inputs.types,
+            types_BT=inputs.types, given_BT=self.given_words(inputs, segments.shape[1]),
         )
         return Fused(text=x_BTD[:, -length:])
+
+    def given_words(self, inputs: Inputs, length: int) -> Tensor | None:
+        """[B, length] true for words that see each other in both directions."""
+        read = inputs.cache is not None and inputs.cache.segments is not None
+        if not self.given or inputs.prefix is None or read:
+            return None
+        return F.pad(inputs.prefix, (length - inputs.prefix.shape[1], 0))
 
     def arrange(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Tokens, segments, positions and image places of the row, with shared places before it if it has none.
