@@ -106,17 +106,15 @@ def colour_match(left_PT: np.ndarray, right_PT: np.ndarray) -> np.ndarray:
 
 def near_pairs(looks: Looks, near: Near) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every pair i < j of rows that are near: (i [P], j [P], distance in bits [P]), sorted, each once."""
-    hashes, group = np.unique(looks.hashes, return_inverse=True)
-    members = np.argsort(group, kind="stable")
-    start = np.searchsorted(group[members], np.arange(len(hashes) + 1))
-    source, target = _with_themselves(*hamming.pairs_within(hashes, near.radius), np.flatnonzero(np.diff(start) > 1))
+    groups = hamming.Groups.of(looks.hashes)
+    many = np.diff(groups.start)
+    source, target = _with_themselves(*hamming.pairs_within(groups.hashes, near.radius), np.flatnonzero(many > 1))
     found = [np.zeros((0, 3), np.int64)]
-    many = np.diff(start)
     # Each row of one group stands against all of the other: a chunk holds whole rows.
-    owner, left = hamming.expand(start[source], many[source])
+    owner, left = groups.expand(source)
     for chunk in hamming.chunks(many[target[owner]]):
-        row, right = hamming.expand(start[target[owner[chunk]]], many[target[owner[chunk]]])
-        one, two = members[left[chunk][row]], members[right]
+        row, right = groups.expand(target[owner[chunk]])
+        one, two = left[chunk][row], right
         one, two = np.minimum(one, two), np.maximum(one, two)
         agree = _agree(looks.thumbnails, one, two, near) & (one != two)
         distance = np.bitwise_count(looks.hashes[one[agree]] ^ looks.hashes[two[agree]]).astype(np.int64)
@@ -127,9 +125,7 @@ def near_pairs(looks: Looks, near: Near) -> tuple[np.ndarray, np.ndarray, np.nda
 
 def nearest(queries: Looks, corpus: Looks, near: Near) -> tuple[np.ndarray, np.ndarray]:
     """For each query the nearest corpus row that is near, the first of equals: (row or -1, distance or -1)."""
-    nothing = np.zeros(0, np.int64)
-    found = hamming.matches_within(queries.hashes, corpus.hashes, near.radius)
-    query, position = (np.concatenate(side) for side in zip((nothing, nothing), *found))
+    query, position = hamming.matches_within(queries.hashes, corpus.hashes, near.radius)
     agree = np.ones(len(query), bool)
     if near.match > -1:  # only pictures whose hash is near are looked at
         seen, place = np.unique(query, return_inverse=True)
@@ -193,16 +189,17 @@ def greedy_twins(looks: Looks, priority: np.ndarray, near: Near) -> tuple[np.nda
     have their thumbnail looked at, so `looks` may be any object with `hashes` and `take`.
     """
     keeper, distance = np.arange(len(looks)), np.zeros(len(looks), np.int64)
-    hashes, group = np.unique(looks.hashes, return_inverse=True)
-    left, right = hamming.pairs_within(hashes, near.radius)
-    touched = np.bincount(group, minlength=len(hashes)) > 1
+    groups = hamming.Groups.of(looks.hashes)
+    left, right = hamming.pairs_within(groups.hashes, near.radius)
+    touched = np.diff(groups.start) > 1
     touched[left] = touched[right] = True
-    rows = np.flatnonzero(touched[group])
-    rows = rows[np.lexsort((priority[rows], group[rows]))]
+    group, rows = groups.expand(np.flatnonzero(touched))
+    order = np.lexsort((priority[rows], group))
+    group, rows = group[order], rows[order]
     renumbered = np.cumsum(touched) - 1
-    edges = renumbered[left], renumbered[right], np.bitwise_count(hashes[left] ^ hashes[right]).astype(np.int64)
+    bits = np.bitwise_count(groups.hashes[left] ^ groups.hashes[right]).astype(np.int64)
     thumbnails = looks.take(rows).thumbnails if near.match > -1 else np.zeros((0, THUMBNAIL), np.uint8)
-    walk = _Walk(renumbered[group[rows]], priority[rows], edges, thumbnails, near)
+    walk = _Walk(group, priority[rows], (renumbered[left], renumbered[right], bits), thumbnails, near)
     best = walk.run()
     lost = np.flatnonzero(best != NONE)
     keeper[rows[lost]] = rows[walk.by_rank[best[lost] & ((1 << 40) - 1)]]

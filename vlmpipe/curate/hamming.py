@@ -10,7 +10,7 @@ Legend: a hash is one uint64; n hashes, P pairs; a block is (first bit, width).
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +19,8 @@ from math import comb
 import numpy as np
 
 Block = tuple[int, int]
-CANDIDATES = 1 << 21  # pairs looked at together: bounds memory, not the result
-FEW = 1000  # a corpus up to this size is compared as a whole
-TABLE_BITS = 22  # of a key that addresses a table directly
-RADIX_BITS = 16  # keys of up to so many bits are sorted by radix
-SLICE = 1 << 16  # sorted hashes that are compared while they are in the cache
+CANDIDATES = 1 << 21  # elements looked at together: bounds memory, not the result
+BUCKET = 8  # hashes in a bucket, on average, at least: more buckets cost more than they save
 
 
 @dataclass(frozen=True)
@@ -40,40 +37,50 @@ class Part:
         edges = np.linspace(self.first, self.first + self.width, self.radius + self.agree + 1).round().astype(int)
         return [(a, b - a) for a, b in itertools.pairwise(edges.tolist())]
 
-    @cached_property
-    def mask(self) -> np.uint64:
-        return _mask((self.first, self.width))
-
     @property
     def choices(self) -> Iterator[tuple[int, ...]]:
         return itertools.combinations(range(len(self.blocks)), self.agree)
 
 
 def pairs_within(hashes: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every pair i < j of *distinct* hashes [n] at most `radius` bits apart: (i [P], j [P]), each once, sorted.
+    """Every pair i < j of *ascending* distinct hashes [n] at most `radius` bits apart: (i [P], j [P]), sorted."""
+    found_P2 = _join(hashes, hashes, radius)
+    found_P2.sort(axis=1)
+    return _in_order(np.searchsorted(hashes, found_P2[:, 0]), np.searchsorted(hashes, found_P2[:, 1]))
 
-    Threads share the choices of blocks; numpy's loops run side by side.
-    """
-    if len(hashes) < 2:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    parts = _plan(radius, len(hashes), _sorting_cost)
-    choices = [(number, choice) for number, part in enumerate(parts) for choice in part.choices]
-    with ThreadPoolExecutor(_threads()) as pool:
-        found = list(pool.map(lambda one: _agreeing(hashes, parts, *one, radius), choices))
-    both = np.sort(np.concatenate(found))
+
+def matches_within(queries: np.ndarray, corpus: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every query [n] and corpus position [m] at most `radius` bits apart: (query [P], position [P]), sorted."""
+    asked, known = Groups.of(queries), Groups.of(corpus)
+    found_P2 = _join(asked.hashes, known.hashes, radius)
+    pair, query = asked.expand(np.searchsorted(asked.hashes, found_P2[:, 0]))
+    which, position = known.expand(np.searchsorted(known.hashes, found_P2[pair, 1]))
+    return _in_order(query[which], position)
+
+
+def _in_order(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    both = np.sort(one.astype(np.uint64) << np.uint64(32) | two.astype(np.uint64))
     return (both >> np.uint64(32)).astype(np.int64), (both & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def matches_within(queries: np.ndarray, corpus: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield chunks of (query, corpus position) at most `radius` bits apart; one pair may come more than once."""
-    if not len(queries) or not len(corpus):
-        return
-    if len(corpus) <= FEW:
-        yield from _compared_with_all(queries, corpus, radius)
-        return
-    for part in _plan(radius, len(corpus), _lookup_cost):
-        for choice in part.choices:
-            yield from _looked_up(queries, corpus, [part.blocks[b] for b in choice], radius)
+@dataclass(frozen=True)
+class Groups:
+    """Rows with the same hash: `hashes` [G] ascending; `members` [n], their rows one group after the other; `start`."""
+
+    hashes: np.ndarray
+    members: np.ndarray
+    start: np.ndarray
+
+    @classmethod
+    def of(cls, hashes: np.ndarray) -> "Groups":
+        members = np.argsort(hashes)
+        distinct, count = np.unique(hashes[members], return_counts=True)
+        return cls(distinct, members, np.concatenate([[0], np.cumsum(count)]))
+
+    def expand(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of some groups one after the other: (which of `groups` [r], row [r])."""
+        which, place = expand(self.start[groups], self.start[groups + 1] - self.start[groups])
+        return which, self.members[place]
 
 
 def expand(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,156 +103,106 @@ def chunks(count: np.ndarray) -> Iterator[slice]:
             start = stop
 
 
-def _threads() -> int:
-    return int(os.environ.get("OMP_NUM_THREADS") or min(os.cpu_count() or 1, 8))
-
-
 # --- the plan ----------------------------------------------------------------------------------------------
 
-def _plan(radius: int, rows: int, cost: Callable[[float, int], float]) -> list[Part]:
-    """The parts, and how many blocks of each must agree, which cost least for this many rows."""
+@dataclass(frozen=True)
+class Cost:
+    """What a choice costs, in nanoseconds, about, where `left` hashes are compared with `right` ones."""
+
+    left: int
+    right: int
+    same: bool
+
+    def of(self, bits: float) -> float:
+        """With a key of so many bits: put in buckets, then compared with a bucket."""
+        moved = self.left if self.same else self.left + self.right
+        pairs = self.left * (self.right / 2 if self.same else self.right) / 2 ** min(bits, self.most_bits)
+        return 20 * moved + 5 * self.left + 0.11 * pairs
+
+    @property
+    def most_bits(self) -> int:
+        """Of a key that are used: a coarser bucket misses nothing."""
+        return max((max(self.left, self.right) // BUCKET).bit_length() - 1, 0)
+
+
+def _plan(radius: int, cost: Cost) -> list[Part]:
+    """The parts, and how many blocks of each must agree, which cost least."""
     plans = []
     for count in range(1, min(radius + 1, 4) + 1):
         edges = np.linspace(0, 64, count + 1).round().astype(int).tolist()
         each, more = divmod(radius + 1 - count, count)
         parts = [
-            _cheapest(first, stop - first, each + (number < more), rows, cost)
+            _cheapest(first, stop - first, each + (number < more), cost)
             for number, (first, stop) in enumerate(itertools.pairwise(edges))
         ]
         plans.append((sum(price for price, _ in parts), [part for _, part in parts]))
     return min(plans, key=lambda plan: plan[0])[1]
 
 
-def _cheapest(first: int, width: int, radius: int, rows: int, cost: Callable) -> tuple[float, Part]:
+def _cheapest(first: int, width: int, radius: int, cost: Cost) -> tuple[float, Part]:
+    """With no block that must agree everything is compared with everything."""
     most = min(width - radius, 12) if radius else 1
-    prices = {k: comb(radius + k, k) * cost(width * k / (radius + k), rows) for k in range(1, most + 1)}
+    prices = {k: comb(radius + k, k) * cost.of(width * k / max(radius + k, 1)) for k in range(most + 1)}
     agree = min(prices, key=prices.get)
     return prices[agree], Part(first, width, radius, agree)
 
 
-def _sorting_cost(bits: float, rows: int) -> float:
-    """Nanoseconds a row, about: build, sort and gather the keys, then compare with a bucket."""
-    return (40 if bits <= RADIX_BITS else 90) + 0.8 * rows / 2**bits
+# --- the search --------------------------------------------------------------------------------------------
+
+def _join(left: np.ndarray, right: np.ndarray, radius: int) -> np.ndarray:
+    """Pairs of hashes of two lists, distinct in each, at most `radius` bits apart: uint64 [P, 2], each once.
+
+    Of a list with itself a pair stands for both of its orders, and no hash is paired with itself. Threads share the
+    choices of blocks.
+    """
+    cost = Cost(len(left), len(right), left is right)
+    if not cost.left or not cost.right:
+        return np.zeros((0, 2), np.uint64)
+    parts = _plan(radius, cost)
+    choices = [(number, choice) for number, part in enumerate(parts) for choice in part.choices]
+    with ThreadPoolExecutor(_threads()) as pool:
+        return np.concatenate(list(pool.map(lambda one: _agreeing(left, right, parts, *one, radius, cost), choices)))
 
 
-def _lookup_cost(bits: float, rows: int) -> float:
-    return 30 + 20 * rows / 2 ** min(bits, TABLE_BITS)
+def _threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS") or min(os.cpu_count() or 1, 8))
 
-
-def _mask(block: Block) -> np.uint64:
-    return np.uint64(((1 << block[1]) - 1) << block[0])
-
-
-def _key(hashes: np.ndarray, blocks: Sequence[Block]) -> np.ndarray:
-    """The bits of the chosen blocks, side by side."""
-    key = np.zeros(len(hashes), np.uint64)
-    for first, width in blocks:
-        key <<= np.uint64(width)
-        key |= (hashes >> np.uint64(first)) & np.uint64((1 << width) - 1)
-    return key
-
-
-# --- among themselves --------------------------------------------------------------------------------------
 
 def _agreeing(
-    hashes: np.ndarray, parts: Sequence[Part], number: int, choice: Sequence[int], radius: int
+    left: np.ndarray, right: np.ndarray, parts: Sequence[Part], number: int, choice: Sequence[int], radius: int,
+    cost: Cost,
 ) -> np.ndarray:
-    """Pairs whose first near part and its first agreeing blocks are these, as i << 32 | j: so each pair comes once."""
-    keys, row = _sorted_by_key(hashes, [parts[number].blocks[b] for b in choice])
-    ordered = hashes[row]
-    found = [np.zeros(0, np.uint64)]
-    for start in range(0, len(keys), SLICE):
-        for left, right in _in_buckets(keys, ordered, start, radius):
-            first = _comes_first(ordered[left] ^ ordered[right], parts, number, choice)
-            one, two = row[left[first]].astype(np.uint64), row[right[first]].astype(np.uint64)
-            found.append(np.minimum(one, two) << np.uint64(32) | np.maximum(one, two))
-    return np.concatenate(found)
+    """Pairs whose first near part and its first agreeing blocks are these: so each pair comes once."""
+    from vlmpipe.curate import kernels  # compiled: only who searches waits for it
+
+    blocks = [parts[number].blocks[block] for block in choice]
+    bits = min(sum(width for _, width in blocks), cost.most_bits)
+    fine = bits // 2
+    keys = _fields(blocks, fine, bits), _fields(blocks, 0, fine), np.array([bits - fine, fine])
+    return kernels.join(left, right, cost.same, *keys, _tests(parts, number, choice, radius))
 
 
-def _sorted_by_key(hashes: np.ndarray, blocks: Sequence[Block]) -> tuple[np.ndarray, np.ndarray]:
-    """Keys in order and the row of each."""
-    key, bits = _key(hashes, blocks), sum(width for _, width in blocks)
-    if bits <= RADIX_BITS:
-        key = key.astype(np.uint16)
-        buckets = np.bincount(key, minlength=1 << bits)  # the keys in order without gathering them
-        return np.repeat(np.arange(1 << bits).astype(np.uint16), buckets), np.argsort(key, kind="stable")
-    # Key and row sorted as one number: faster than an argsort. Of a long key the highest bits may fall out: a
-    # coarser bucket misses nothing.
-    row_bits = np.uint64((len(hashes) - 1).bit_length())
-    key <<= row_bits
-    key |= np.arange(len(hashes), dtype=np.uint64)
-    key.sort()
-    row = (key & ((np.uint64(1) << row_bits) - np.uint64(1))).astype(np.int64)
-    key >>= row_bits
-    return key, row
+def _fields(blocks: Sequence[Block], start: int, stop: int) -> np.ndarray:
+    """Bits `start` to `stop` of the blocks side by side, as `kernels` reads them: uint64 [k, 2]."""
+    fields, offset = [], 0
+    for first, width in blocks:
+        low, high = max(offset, start), min(offset + width, stop)
+        if low < high:
+            fields.append((first - offset + start, _mask((low - start, high - low))))
+        offset += width
+    return np.array(fields, np.uint64).reshape(-1, 2)
 
 
-def _in_buckets(
-    keys: np.ndarray, ordered: np.ndarray, start: int, radius: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions (left, right) within the radius, left in this slice, right `gap` further in the same bucket."""
-    stop, gap = min(start + SLICE, len(keys)), 1
-    while True:
-        # Contiguous reads are so cheap that comparing with the next bucket too is faster than picking, at first.
-        here, there = slice(start, min(stop, len(keys) - gap)), slice(start + gap, stop + gap)
-        distance = np.bitwise_count(ordered[here] ^ ordered[there])
-        if distance.size and distance.min() <= radius:
-            left = start + np.flatnonzero(distance <= radius)
-            left = left[keys[left] == keys[left + gap]]
-            yield left, left + gap
-        same = keys[here] == keys[there]
-        if 8 * np.count_nonzero(same) <= SLICE:
-            break
-        gap += 1
-    active = start + np.flatnonzero(same)
-    while len(active := active[active + gap + 1 < len(keys)]):
-        gap += 1
-        active = active[keys[active] == keys[active + gap]]
-        left = active[np.bitwise_count(ordered[active] ^ ordered[active + gap]) <= radius]
-        yield left, left + gap
+def _tests(parts: Sequence[Part], number: int, choice: Sequence[int], radius: int) -> np.ndarray:
+    """Near, near in this part and in none before it, equal in the chosen blocks and in no other one before the last of
+    these; as `kernels` reads it: uint64 [T, 3]."""
+    part = parts[number]
+    before = [(_mask((other.first, other.width)), other.radius, 0) for other in parts[:number]]
+    blocks = part.blocks[: choice[-1] + 1] if choice else []
+    equal = [(_mask(block), 0, place in choice) for place, block in enumerate(blocks)]
+    here = (_mask((part.first, part.width)), part.radius, 1)
+    return np.array([((1 << 64) - 1, radius, 1), here, *before, *equal], np.uint64)
 
 
-def _comes_first(difference: np.ndarray, parts: Sequence[Part], number: int, choice: Sequence[int]) -> np.ndarray:
-    """Whether the pairs are near in this part and in none before it, agree in the chosen blocks, and in no other one
-    before the last of these."""
-    found = np.bitwise_count(difference & parts[number].mask) <= parts[number].radius
-    for part in parts[:number]:
-        found &= np.bitwise_count(difference & part.mask) > part.radius
-    for block, place in enumerate(parts[number].blocks[: choice[-1] + 1]):
-        agrees = difference & _mask(place) == 0
-        found &= agrees if block in choice else ~agrees
-    return found
-
-
-# --- against a corpus --------------------------------------------------------------------------------------
-
-def _compared_with_all(
-    queries: np.ndarray, corpus: np.ndarray, radius: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(queries), SLICE):
-        part = queries[start : start + SLICE]
-        for position, one in enumerate(corpus):
-            distance = np.bitwise_count(part ^ one)
-            if distance.min() <= radius:
-                hit = np.flatnonzero(distance <= radius)
-                yield start + hit, np.full(len(hit), position)
-
-
-def _looked_up(
-    queries: np.ndarray, corpus: np.ndarray, blocks: Sequence[Block], radius: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    bits = min(sum(width for _, width in blocks), TABLE_BITS)
-    mask = np.uint64((1 << bits) - 1)
-    keys = _key(corpus, blocks) & mask
-    row = np.argsort(keys, kind="stable")
-    table = np.searchsorted(keys[row], np.arange((1 << bits) + 1, dtype=np.uint64))
-    for first in range(0, len(queries), CANDIDATES):
-        part = queries[first : first + CANDIDATES]
-        key = (_key(part, blocks) & mask).astype(np.int64)
-        start, count = table[key], table[key + 1] - table[key]
-        for chunk in chunks(count):
-            query, position = expand(start[chunk], count[chunk])
-            query += chunk.start
-            position = row[position]
-            close = np.bitwise_count(part[query] ^ corpus[position]) <= radius
-            yield first + query[close], position[close]
+def _mask(block: Block) -> int:
+    return ((1 << block[1]) - 1) << block[0]
