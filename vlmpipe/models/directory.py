@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from vlmpipe.config import parse, to_dict
 from vlmpipe.errors import UserError
-from vlmpipe.models.processor import Processor, train_tokenizer
+from vlmpipe.models.processor import MASK, Processor, train_tokenizer
 from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 
 FORMAT = "vlmpipe-1"
@@ -20,7 +20,8 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 
 def build(config: VLMConfig, texts: Iterable[str], seed: int = 0) -> tuple[VisionLanguageModel, Processor]:
     """A new model with random weights, and its processor with a tokenizer trained on `texts`."""
-    tokenizer = train_tokenizer(texts, config.processor)
+    special = () if config.heads.masked_text is None else (MASK,)
+    tokenizer = train_tokenizer(texts, config.processor, special)
     config = config.with_vocab(tokenizer.get_vocab_size())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

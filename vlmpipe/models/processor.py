@@ -17,6 +17,7 @@ from vlmpipe.images import to_rgb
 from vlmpipe.models.text import PADDING
 
 PAD, BOS, EOS, ANSWER = "<pad>", "<bos>", "<eos>", "<answer>"
+MASK = "<mask>"  # after the others, in the tokenizers of models that are trained on hidden words
 SPECIAL_TOKENS = (PAD, BOS, EOS, ANSWER)
 
 
@@ -38,7 +39,7 @@ class EncodedText:
     start: int
 
 
-def train_tokenizer(texts: Iterable[str], config: ProcessorConfig) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], config: ProcessorConfig, special: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` tokens: no text is unknown to it, and equal texts give equal tokens."""
     tokenizer = Tokenizer(models.BPE())
     steps = [normalizers.NFKC()] + ([normalizers.Lowercase()] if config.lowercase else [])
@@ -48,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], config: ProcessorConfig) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

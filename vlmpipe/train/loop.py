@@ -40,8 +40,8 @@ class TrainConfig:
     """One training run.
 
     `batch_size` rows of all workers together make one update, in `accumulation` parts; a row is a picture with at
-    most `per_row` of its texts, or as many of those as fit into `pack` tokens. `objective` null is what fits the
-    model's heads. docs/training.md says when to use what.
+    most `per_row` of its texts, or as many of those as fit into `pack` tokens. `objective`: a name, or names with
+    weights; null is what fits the model's heads. docs/training.md says when to use what.
     """
 
     steps: int = 600
@@ -49,7 +49,7 @@ class TrainConfig:
     accumulation: int = 1
     per_row: int = 1
     pack: int | None = None  # tokens of a row that several samples share; null: a sample has its row
-    objective: str | None = None
+    objective: str | dict[str, float] | None = None
     vision: Literal["scratch", "scorer"] = "scratch"  # pretraining only: where the vision tower's weights come from
     captions: bool = False  # finetuning only: rehearse the packed captions beside the questions
     lora: LoraConfig | None = None  # finetuning only

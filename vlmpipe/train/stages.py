@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from vlmpipe.config import nearest, to_dict
+from vlmpipe.config import to_dict
 from vlmpipe.dispatch import Cluster, run_training
 from vlmpipe.errors import UserError
 from vlmpipe.models.collective import BatchNorm
@@ -25,7 +25,7 @@ from vlmpipe.train.batches import Batches, Dataset, decode_images, make_dataset
 from vlmpipe.train.checkpoint import fingerprint, newest
 from vlmpipe.train.live import live
 from vlmpipe.train.loop import CHECKPOINTS, CURVES, TIMING, TrainConfig, train
-from vlmpipe.train.objectives import OBJECTIVES, objective_for
+from vlmpipe.train.objectives import check_objective, make_objective
 from vlmpipe.train.packing import PackedBatches, Packer
 from vlmpipe.train.parallel import place
 from vlmpipe.train.sources import Source, read_packed, read_questions, read_shards
@@ -133,9 +133,11 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
         processor.answers = source.answers or processor.answers
     cache = job.state / "cache" / f"images-{rank}.bytes"
     images = decode_images(source.images, len(source.images), processor, cache)
+    if model.codes is not None and job.architecture is not None:
+        model.codes.fit(images, config.seed)  # the same in every process
     dataset = make_dataset(images, source.pairs, processor, model.language_model is not None, config.per_row)
     batches = make_batches(dataset, model, config, rank, world)
-    objective = OBJECTIVES[config.objective]() if config.objective else objective_for(model)
+    objective = make_objective(config.objective, model)
     if config.lora is not None:
         add_adapters(model, config.lora, config.seed)
         config = with_adapters(config)
@@ -238,11 +240,6 @@ def digests(directory: Path, pattern: str) -> dict[str, str]:
     """sha256 of the files below `directory`; of a dataset its manifests are enough, for they list the rest."""
     files = sorted(path for path in directory.rglob(pattern) if path.is_file())
     return {str(path.relative_to(directory)): sha256_file(path) for path in files}
-
-
-def check_objective(name: str | None) -> None:
-    if name is not None and name not in OBJECTIVES:
-        raise UserError(f"found objective '{name}'{nearest(name, OBJECTIVES)}; expected one of {', '.join(OBJECTIVES)}")
 
 
 def publish(out: Path, write: Callable[[Path], object]) -> None:
