@@ -44,17 +44,15 @@ def parity(source: str | Path, seed: int = 0) -> list[Difference]:
     """
     directory = locate(source)
     config = read_config(directory)
-    theirs, names = load_theirs(directory, family_of(config.model_type))
+    theirs = load_theirs(directory, family_of(config.model_type))
     processor = read_processor(directory, config.to_dict())
-    return compare(config, theirs, processor, names, seed)
+    return compare(config, theirs, processor, seed)
 
 
-def compare(
-    config: Any, theirs: nn.Module, processor: Any = None, names: frozenset[str] | None = None, seed: int = 0
-) -> list[Difference]:
-    """The same for a module of transformers in memory; `names`: its weights that are to be taken, None for all."""
+def compare(config: Any, theirs: nn.Module, processor: Any = None, seed: int = 0) -> list[Difference]:
+    """The same for a module of transformers in memory."""
     family, content = family_of(config.model_type), config.to_dict()
-    ours = convert(content, theirs.state_dict(), processor, names)
+    ours = convert(content, theirs.state_dict(), processor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inputs = family.inputs(content, processor)

@@ -43,7 +43,7 @@ def test_so_do_variants(variant):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_a_directory_and_back_changes_no_bit(kind, tmp_path):
-    config, theirs = random_module(kind)
+    _, theirs = random_module(kind)
     theirs.save_pretrained(tmp_path / "theirs")
     model, processor = from_huggingface(tmp_path / "theirs")
     assert processor is None and not model.training
@@ -61,7 +61,7 @@ def test_from_a_directory_and_back_changes_no_bit(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_family_of_a_model_of_our_own_is_found(kind, tmp_path):
     """From the config alone, as for a model that never was in transformers."""
-    config, theirs = random_module(kind)
+    _, theirs = random_module(kind)
     theirs.save_pretrained(tmp_path / "theirs")
     model, _ = from_huggingface(tmp_path / "theirs")
     del model.huggingface

@@ -21,7 +21,7 @@ fields are described at `family.Family`):
     tiny             their config of a small model of odd sizes, for tests and docs/parity.md
     ignored          patterns of names in their state that repeat others (a tied lm_head) or are constants
     heads            patterns of weights that larger checkpoints have beyond this part
-    optional         patterns of weights that may be absent (poolers), with `arguments` for their class
+    optional         modules of theirs that may be absent (poolers)
 
 So a new family writes `X = Family("TheirClass", VLMConfig, read, write, keys, inputs, found, expected, tiny)` in its
 file and adds a line to FAMILIES: the tests of round trip and parity and the table of docs/parity.md then cover it. A

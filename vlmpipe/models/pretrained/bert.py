@@ -13,7 +13,6 @@ from vlmpipe.models.pretrained.family import (
     Inputs,
     Names,
     Theirs,
-    pooler_argument,
     qkv,
     real,
     require,
@@ -91,6 +90,5 @@ BERT = Family(
     "BertModel", TextConfig, read, write, keys, inputs, found, expected,
     {**clip.TOWER, "vocab_size": 31, "max_position_embeddings": 19},
     heads=(r"cls\..*", r"classifier\..*", r"qa_outputs\..*"),
-    optional=(r"pooler\..*",),
-    arguments=pooler_argument,
+    optional=("pooler",),
 )

@@ -18,15 +18,6 @@ Names = frozenset[str]  # of the weights that a checkpoint has, as their module 
 Inputs = dict[str, Tensor]  # what their forward takes, by its argument names
 
 
-def no_arguments(config: Any) -> dict[str, Any]:
-    return {}
-
-
-def pooler_argument(config: Any) -> dict[str, Any]:
-    """Of BERT and its kin."""
-    return {"add_pooling_layer": config.pooler}
-
-
 @dataclass(frozen=True)
 class Family:
     """How the models of one `model_type` become ours and go back.
@@ -41,8 +32,7 @@ class Family:
     tiny: their config of a model of odd sizes that is made in no time, for tests and tables.
     ignored: patterns of names in their state that repeat others (tied weights) or are constants.
     heads: patterns of weights that a directory of a larger model has beyond this part.
-    optional: patterns of weights that a directory may lack; `read` sees in its names which are there.
-    arguments: of their class besides the config, from ours: what leaves out what is optional.
+    optional: modules of theirs that a directory may lack, such as poolers; `read` sees in its names which are there.
     image_processor: the class of transformers that describes our preprocessing for such a model.
     """
 
@@ -58,7 +48,6 @@ class Family:
     ignored: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    arguments: Callable[[Any], dict[str, Any]] = no_arguments
     image_processor: str = "ViTImageProcessorPil"
 
     def build(self, config: Any) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
 from vlmpipe.models.pretrained.families import FAMILIES
-from vlmpipe.models.pretrained.family import Family, Names
+from vlmpipe.models.pretrained.family import Family
 from vlmpipe.models.pretrained.keys import matches, to_ours
 from vlmpipe.models.pretrained.processor import HuggingFaceProcessor, read_processor
 from vlmpipe.models.vision import VisionConfig
@@ -45,9 +45,9 @@ def from_huggingface(
     directory = locate(source)
     config = read_config(directory)
     family = family_of(config.model_type)
-    theirs, names = load_theirs(directory, family)
+    theirs = load_theirs(directory, family)
     processor = read_processor(directory, config.to_dict())
-    model = convert(config.to_dict(), theirs.state_dict(), processor, names)
+    model = convert(config.to_dict(), theirs.state_dict(), processor)
     if part is not None:
         model = take(model, part)
     return model.to(device).eval(), processor
@@ -59,21 +59,16 @@ def family_of(kind: str) -> Family:
     return FAMILIES[kind]
 
 
-def convert(
-    theirs: Mapping[str, Any], weights: Mapping[str, Tensor], processor: Any = None, names: Names | None = None
-) -> nn.Module:
+def convert(theirs: Mapping[str, Any], weights: Mapping[str, Tensor], processor: Any = None) -> nn.Module:
     """Our model from their config as a mapping and their state.
 
     Args:
         weights: the state of the family's `architecture`.
         processor: gives the model the mean and the deviation that its pictures are normalised with.
-        names: the weights that are to be taken; None: all.
     """
     family = family_of(theirs["model_type"])
-    names = frozenset(weights) if names is None else names
-    config = normalised_as(family.read(theirs, names), processor)
-    weights = {name: weights[name].float() for name in names}
-    state = to_ours(weights, family.keys(config), family.ignored)
+    config = normalised_as(family.read(theirs, frozenset(weights)), processor)
+    state = to_ours({name: weight.float() for name, weight in weights.items()}, family.keys(config), family.ignored)
     with torch.random.fork_rng(devices=[]):
         model = family.build(config)
     model.load_state_dict(state)
@@ -137,8 +132,8 @@ def read_config(directory: Path) -> Any:
         ) from None
 
 
-def load_theirs(source: Path, family: Family) -> tuple[Any, Names]:
-    """Their module in float32, and the names of the weights that the directory has.
+def load_theirs(source: Path, family: Family) -> Any:
+    """Their module in float32, without optional modules that the directory has no weights of.
 
     Raises:
         UserError: no safetensors, or weights that are missing, unknown or of another shape, named.
@@ -154,18 +149,33 @@ def load_theirs(source: Path, family: Family) -> tuple[Any, Names]:
             f"{source}: found no readable weights ({first_line(error)}); expected safetensors, which hold no code"
         ) from None
     missing = {name for name in report["missing_keys"] if not matches(name, family.ignored)}
-    absent = {name for name in missing if matches(name, family.optional)}
+    absent = [module for module in family.optional if all_missing(model, module, missing)]
+    missing = {name for name in missing if not name.startswith(tuple(f"{module}." for module in absent))}
     left = {name for name in report["unexpected_keys"] if matches(name, family.heads)}
     unknown = set(report["unexpected_keys"]) - left
     shapes = {entry[0] for entry in report["mismatched_keys"]}
-    if missing - absent or unknown or shapes:
+    if missing or unknown or shapes:
         raise UserError(
-            f"{source}: found weights that do not fit {family.architecture}: missing {some(missing - absent)}, "
+            f"{source}: found weights that do not fit {family.architecture}: missing {some(missing)}, "
             f"unexpected {some(unknown)}, of another shape {some(shapes)}; expected every weight to have its place"
         )
     if left:
         logging.getLogger(__name__).warning("%s: left out, as no part of it: %s", family.architecture, some(left))
-    return model.eval(), frozenset(model.state_dict().keys() - absent)
+    return without(model, absent).eval()
+
+
+def all_missing(model: nn.Module, module: str, missing: Collection[str]) -> bool:
+    """Whether the model has such a module and none of its weights was found."""
+    names = [name for name in model.state_dict() if name.startswith(f"{module}.")]
+    return bool(names) and all(name in missing for name in names)
+
+
+def without(model: nn.Module, modules: Collection[str]) -> nn.Module:
+    """The model after these were taken out of it; transformers' own code expects None in their place."""
+    for module in modules:
+        parent, _, name = module.rpartition(".")
+        setattr(model.get_submodule(parent), name, None)
+    return model
 
 
 def some(names: Collection[str]) -> str:

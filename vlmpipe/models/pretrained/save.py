@@ -14,6 +14,7 @@ from vlmpipe.models.layers import TransformerConfig
 from vlmpipe.models.pretrained.families import FAMILIES
 from vlmpipe.models.pretrained.family import Family
 from vlmpipe.models.pretrained.keys import matches, to_theirs
+from vlmpipe.models.pretrained.load import without
 from vlmpipe.models.pretrained.processor import write_processor
 from vlmpipe.models.text import TextConfig
 
@@ -167,7 +168,10 @@ def their_module(family: Family, config: Any, ours: Any) -> nn.Module:
     from transformers.initialization import no_init_weights
 
     with torch.random.fork_rng(devices=[]), no_init_weights():
-        return getattr(transformers, family.architecture)(config, **family.arguments(ours))
+        theirs = getattr(transformers, family.architecture)(config)
+    wanted = {name for rows in family.keys(ours).values() for name in rows.names}
+    unused = [module for module in family.optional if not any(name.startswith(f"{module}.") for name in wanted)]
+    return without(theirs, unused)
 
 
 def fill(theirs: nn.Module, weights: Mapping[str, torch.Tensor], family: Family) -> None:

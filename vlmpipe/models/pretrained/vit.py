@@ -13,7 +13,6 @@ from vlmpipe.models.pretrained.family import (
     Names,
     Theirs,
     pixels,
-    pooler_argument,
     qkv,
     require,
     square,
@@ -87,7 +86,6 @@ def expected(model: Any, inputs: Inputs) -> dict[str, Tensor]:
 VIT = Family(
     "ViTModel", VisionConfig, read, write, keys, pixels, found, expected, clip.TINY_VISION,
     heads=(r"classifier\..*", r"decoder\..*", r"embeddings\.mask_token"),
-    optional=(r"pooler\..*",),
-    arguments=pooler_argument,
+    optional=("pooler",),
     image_processor="ViTImageProcessorPil",
 )
