@@ -1,14 +1,16 @@
 """Metrics of places in pictures: boxes and masks. Pure functions; see `metrics` for what they have in common.
 
-Shapes: y and x pixels. Boxes are left, top, right, bottom in pixels.
+Shapes: K boxes found, N true boxes, y and x pixels. Boxes are left, top, right, bottom in pixels.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vlmpipe.data.records import DetectionRecord
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import MetricResult, check_same_samples
 
@@ -60,6 +62,93 @@ def segmentation_iou(predictions: Mapping[Any, np.ndarray], masks: Mapping[Any, 
     total = sum(either.values())
     details = {"cumulative": sum(shared.values()) / total if total else 1.0, **_at_thresholds(ious, "precision")}
     return MetricResult(_mean(ious), ious, details)
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a model found in one picture: `boxes` [K, 4], `scores` [K], and what each box shows."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: tuple[str, ...]
+
+
+def detection_map(predictions: Mapping[Any, Detections], truth: Mapping[Any, DetectionRecord]) -> MetricResult:
+    """COCO's average precision of boxes: the mean over IoUs of 0.5 to 0.95, over the labels that truth has anywhere.
+
+    The 100 surest boxes of a picture and label count. A box that stands for a crowd neither rewards nor punishes.
+
+    Returns:
+        per_sample: empty, for precision is over all pictures together. details: `ap@0.5`, `ap@0.75`, `recall` (the mean
+        over IoUs), `ap_small`, `ap_medium`, `ap_large` by the area of the true box (under 32² pixels, under 96², over),
+        and `ap/LABEL`; what truth has none of is absent.
+
+    Source: https://cocodataset.org/#detection-eval, as faster-coco-eval counts it.
+    """
+    check_same_samples(predictions, truth, "detection_map")
+    for sample, found in predictions.items():
+        _check_detections(found, sample)
+    names = sorted({label for record in truth.values() for label in record.labels})
+    if not names:
+        raise UserError("detection_map: found no true box in any picture; expected at least one")
+    # T: IoUs, R: recalls, L: labels, A: sizes, M: numbers of boxes that count.
+    evaluator = _coco_evaluation(predictions, truth, names)
+    stats, precision_TRLAM, recall_TLAM = (
+        evaluator.stats_as_dict, np.asarray(evaluator.eval["precision"]), np.asarray(evaluator.eval["recall"])
+    )
+    if stats["AP_all"] < 0:
+        raise UserError("detection_map: found nothing but crowds in the truth; expected at least one single thing")
+    recall_TL = recall_TLAM[:, :, 0, -1]  # of all sizes, by the 100 surest boxes; -1 where there is nothing to find
+    details = {"ap@0.5": stats["AP_50"], "ap@0.75": stats["AP_75"], "recall": recall_TL[recall_TL >= 0].mean()}
+    details |= {f"ap_{size}": stats[f"AP_{size}"] for size in ("small", "medium", "large")}
+    details |= {f"ap/{name}": precision_TRLAM[:, :, place, 0, -1].mean() for place, name in enumerate(names)}
+    details = {name: float(value) for name, value in details.items() if value >= 0}
+    return MetricResult(float(stats["AP_all"]), {}, details)
+
+
+def _coco_evaluation(predictions: Mapping[Any, Detections], truth: Mapping[Any, DetectionRecord], names: list[str]):
+    """The finished evaluation. Labels that truth has nowhere have no precision: they are left out, as COCO does."""
+    # It comes with plotting, which only this metric needs.
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    expected, found = [], []
+    for image, (sample, record) in enumerate(truth.items(), start=1):
+        for box, label, crowd in zip(record.boxes, record.labels, record.crowd, strict=True):
+            entry = _coco_box(image, box, numbers[label])
+            expected.append({**entry, "id": len(expected) + 1, "iscrowd": int(crowd)})
+        detections = predictions[sample]
+        for box, label, score in zip(detections.boxes, detections.labels, detections.scores, strict=True):
+            if label in numbers:
+                found.append({**_coco_box(image, box, numbers[label]), "score": float(score)})
+    dataset = COCO({
+        "images": [{"id": image} for image in range(1, len(truth) + 1)],
+        "annotations": expected,
+        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
+    })
+    evaluator = COCOeval_faster(dataset, dataset.loadRes(found), "bbox")
+    evaluator.run()
+    return evaluator
+
+
+def _coco_box(image: int, box: np.ndarray, label: int) -> dict[str, Any]:
+    left, top, right, bottom = (float(value) for value in box)
+    size = [right - left, bottom - top]
+    return {"image_id": image, "category_id": label, "bbox": [left, top, *size], "area": size[0] * size[1]}
+
+
+def _check_detections(found: Detections, sample: Any) -> None:
+    boxes, scores = np.asarray(found.boxes, dtype=float), np.asarray(found.scores, dtype=float)
+    count = len(found.labels)
+    if boxes.reshape(-1, 4).shape != (count, 4) or scores.shape != (count,):
+        raise UserError(
+            f"detection_map: found {list(boxes.shape)} boxes, {list(scores.shape)} scores and {count} labels for "
+            f"{sample!r}; expected [K, 4], [K] and K"
+        )
+    if not np.isfinite(scores).all():
+        raise UserError(f"detection_map: found a score that is no number for {sample!r}; expected finite scores")
+    for box in boxes:
+        _box(box, sample)
 
 
 def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
