@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.models.fusion.small import make_small
+from tests.models.fusion.small import images, make_small
 from tests.models.tiny import make
 from vlmpipe.errors import UserError
-from vlmpipe.models.draw import choose, draw, sample_codes
+from vlmpipe.models.draw import choose, draw, picture_loss, sample_codes
 from vlmpipe.models.processor import EncodedText, stack
 
 CAPTIONS = ["a red circle above a blue square", "two"]
@@ -57,6 +57,15 @@ def test_top_k_and_temperature_limit_what_is_drawn():
     drawn = choose(logits[:1].expand(2000, -1), 1.0, 0, [torch.Generator().manual_seed(seed) for seed in range(2000)])
     shares = drawn.bincount(minlength=4) / 2000
     torch.testing.assert_close(shares, logits[0].softmax(0), atol=0.03, rtol=0)
+
+
+def test_the_loss_of_a_picture_is_the_sum_over_its_codes():
+    model, processor = make_small("text-to-image")
+    found = picture_loss(model, processor, images(2), CAPTIONS)
+    for row, caption in enumerate(CAPTIONS):
+        codes = model.codes.encode(images(2))[row]
+        chances = model(**words(processor, caption), codes=model.codes.opening(codes[None])).image_logits[0].softmax(-1)
+        torch.testing.assert_close(found[row], -chances[torch.arange(4), codes].log().sum())
 
 
 def test_models_that_do_not_draw_and_numbers_without_sense_are_refused():

@@ -6,10 +6,12 @@ Shapes: B captions, N codes of a picture, K codes to choose from.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from vlmpipe.errors import UserError
+from vlmpipe.models.generate.rows import to_device
 from vlmpipe.models.layers import Cache
 from vlmpipe.models.processor import EncodedText, Processor, stack
 from vlmpipe.models.vlm import VisionLanguageModel
@@ -47,13 +49,24 @@ def draw(
 
 
 @torch.no_grad()
+def picture_loss(model: VisionLanguageModel, processor: Processor, images: Tensor, captions: Sequence[str]) -> Tensor:
+    """[B] summed negative log-likelihood in nats of the codes of each picture, uint8 [B, C, Y, X], given its caption.
+
+    With another picture's captions it tells how much the words count.
+    """
+    words = to_device(stack([[processor.encode(caption)] for caption in captions]), model)
+    outputs = model(images=images.to(model.device), **words)
+    losses_BN = F.cross_entropy(outputs.image_logits.float().transpose(1, 2), outputs.image_codes, reduction="none")
+    return losses_BN.sum(dim=1)
+
+
+@torch.no_grad()
 def sample_codes(model, processor, captions, temperature, top_k, guidance, seed) -> Tensor:
     """[B, N]."""
     rows = [[processor.encode(caption)] for caption in captions]
     if guidance != 1:
         rows += [[EncodedText((processor.bos,), 0)]] * len(captions)
-    words = {name: value.to(model.device) for name, value in stack(rows).items()}
-    words = {name: words[name] for name in ("tokens", "segments", "positions")}
+    words = to_device(stack(rows), model)
     generators = [torch.Generator().manual_seed(seed + place) for place in range(len(captions))]
     cache, written = Cache(), []
     next_B1 = torch.full((len(rows), 1), model.codes.config.start, device=model.device)
