@@ -51,3 +51,40 @@ def check_pictures(config) -> None:
         widths = [part.transformer.width for part in (config.encoder, config.text)]
         if widths[0] != widths[1]:
             raise UserError(f"encoder: found width {widths[0]}; expected {widths[1]}, for it shares the word embedding")
+
+
+def check_size(config) -> None:
+    """Pictures of another size than the tower's get interpolated positions, and are more or fewer tokens.
+
+    Raises:
+        UserError: the processor's size is none that the tower takes.
+    """
+    size, vision = config.processor.image_size, config.vision
+    if not size or (vision is not None and size == vision.image_size):
+        return
+    if vision is None or not vision.transformer or config.fusion.kind != "none" or size % vision.patch_size:
+        raise UserError(
+            f"processor.image_size: found {size} with fusion '{config.fusion.kind}'; expected 0, the size of the "
+            f"picture tower, or with fusion 'none' and a vision transformer a multiple of its patch_size"
+        )
+
+
+def check_pointing(config) -> None:
+    """Masks and boxes ask with the embeddings of a dual encoder, and need to know where each patch is.
+
+    Raises:
+        UserError: there is no such embedding, or patches don't stand in their places.
+    """
+    heads, vision = config.heads, config.vision
+    if heads.mask is None and heads.detection is None:
+        return
+    if config.fusion.kind != "none" or heads.projection is None:
+        raise UserError(
+            f"heads: found mask or detection with fusion '{config.fusion.kind}' and projection {heads.projection}; "
+            f"expected fusion 'none' and heads.projection, whose embeddings they ask with"
+        )
+    if not vision.transformer or vision.native or vision.patch_dropout:
+        raise UserError(
+            "heads: found mask or detection with a picture tower of another kind; expected a vision transformer with "
+            "neither native nor patch_dropout"
+        )

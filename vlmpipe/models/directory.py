@@ -1,4 +1,7 @@
-"""A model on disk: config.json, model.safetensors, tokenizer.json. Nothing is ever unpickled."""
+"""A model on disk: config.json, model.safetensors, tokenizer.json. Nothing is ever unpickled.
+
+A model that came from Hugging Face keeps the files of its image processor and tokenizer beside them.
+"""
 
 import json
 from collections.abc import Iterable
@@ -11,6 +14,7 @@ from tokenizers import Tokenizer
 
 from vlmpipe.config import parse, to_dict
 from vlmpipe.errors import UserError
+from vlmpipe.models.pretrained.processor import HuggingFaceProcessor, restore
 from vlmpipe.models.processor import MASK, Processor, train_tokenizer
 from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 
@@ -39,22 +43,31 @@ def make_processor(config: VLMConfig, tokenizer: Tokenizer, answers=()) -> Proce
             f"text.context: found {config.text.context} with a prefix of {prefix} image tokens; "
             f"expected at least {prefix + 4}"
         )
-    return Processor(config.processor, tokenizer, (config.vision or config.codes).image_size, limit, answers)
+    size = config.processor.image_size or (config.vision or config.codes).image_size
+    return Processor(config.processor, tokenizer, size, limit, answers)
 
 
-def save(model: VisionLanguageModel, processor: Processor, directory: Path) -> None:
+def save(model: VisionLanguageModel, processor: Processor | HuggingFaceProcessor, directory: Path) -> None:
     """Write the model directory; the same model gives the same bytes."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, directory / WEIGHTS)
-    processor.tokenizer.save(str(directory / TOKENIZER))
-    # The config goes last: a directory with a config is complete.
     facts = {"format": FORMAT, "model": to_dict(model.config), "answers": list(processor.answers)}
+    if isinstance(processor, Processor):
+        processor.tokenizer.save(str(directory / TOKENIZER))
+    else:
+        processor.save(directory)
+        facts["processor"] = processor.facts()
+    if hasattr(model, "huggingface"):
+        facts["huggingface"] = model.huggingface
+    # The config goes last: a directory with a config is complete.
     (directory / CONFIG).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
 
 
-def load(directory: Path, device: str | torch.device = "cpu") -> tuple[VisionLanguageModel, Processor]:
+def load(
+    directory: Path, device: str | torch.device = "cpu"
+) -> tuple[VisionLanguageModel, Processor | HuggingFaceProcessor]:
     """Read what `save` wrote; the model comes in eval mode.
 
     Raises:
@@ -66,7 +79,13 @@ def load(directory: Path, device: str | torch.device = "cpu") -> tuple[VisionLan
     with torch.random.fork_rng(devices=[]):
         model = VisionLanguageModel(config)
     load_weights(model, directory / WEIGHTS)
-    processor = make_processor(config, read_tokenizer(directory / TOKENIZER), facts.get("answers", ()))
+    answers = facts.get("answers", ())
+    if "huggingface" in facts:
+        model.huggingface = facts["huggingface"]
+    if "processor" in facts:
+        processor = restore(directory, facts["processor"], answers)
+    else:
+        processor = make_processor(config, read_tokenizer(directory / TOKENIZER), answers)
     return model.to(device).eval(), processor
 
 

@@ -23,9 +23,14 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, ANSWER)
 
 @dataclass(frozen=True)
 class ProcessorConfig:
-    """How pictures get to the model's size, and the tokenizer that is trained when none is given."""
+    """How pictures get to the model's size, and the tokenizer that is trained when none is given.
 
-    resize: Literal["squash", "crop"] = "squash"  # the whole picture, or its middle square
+    `resize`: the whole picture, its middle square, or, for answers of models with `vision.native`, each picture at its
+    own size; where all must have one size, as in training batches, `native` is `squash`.
+    """
+
+    resize: Literal["squash", "crop", "native"] = "squash"
+    image_size: int = 0  # side in pixels of what the model gets; 0: the size that its picture tower was made for
     vocab_size: int = 4096  # at most
     lowercase: bool = True
     words: tuple[str, ...] = ()  # known from the start, as a pool of plain captions holds few question words

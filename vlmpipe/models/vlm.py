@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.checks import check_crossing, check_pictures
+from vlmpipe.models.checks import check_crossing, check_pictures, check_pointing, check_size
 from vlmpipe.models.codes import ImageCodes, ImageCodesConfig
 from vlmpipe.models.fusion import FUSIONS, Fused, Fusion, FusionConfig, Inputs
 from vlmpipe.models.heads import (
@@ -58,13 +58,8 @@ class VLMConfig:
             raise UserError("text.causal: found false with a language_model head; expected true")
         check_crossing(self)
         check_pictures(self)
-        points = self.heads.mask is not None or self.heads.detection is not None
-        if points and (self.fusion.kind != "none" or self.heads.projection is None):
-            raise UserError(
-                f"heads: found mask or detection with fusion '{self.fusion.kind}' and projection "
-                f"{self.heads.projection}; expected fusion 'none' and heads.projection, whose embeddings they ask with"
-            )
-
+        check_size(self)
+        check_pointing(self)
         readers = [name for name in READERS if getattr(self.heads, name) is not None]
         if readers and not issubclass(FUSIONS[self.fusion.kind], Fusion):
             joining = [kind for kind, fusion in FUSIONS.items() if issubclass(fusion, Fusion)]

@@ -111,6 +111,29 @@ def test_mask_configs_that_are_refused(values, message):
         MaskConfig(**values)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision": {"patch_dropout": 0.5}}, "neither native nor patch_dropout"),
+        ({"processor": {"image_size": 60}}, "image_size: found 60 with fusion 'none'"),
+        ({"heads": {"projection": None}}, "expected heads.projection"),
+    ],
+)
+def test_towers_and_sizes_that_are_refused(changes, message):
+    config = {**PRESETS["dual"], "heads": HEADS, "processor": {}}
+    config |= {part: {**config[part], **values} for part, values in changes.items()}
+    with pytest.raises(UserError, match=message):
+        parse(VLMConfig, config, "test")
+
+
+def test_pictures_may_be_larger_than_those_that_the_tower_was_made_for():
+    config = {**PRESETS["dual"], "heads": {**HEADS, "detection": None}, "processor": {"image_size": 48}}
+    model, processor = build(parse(VLMConfig, config, "test"), TEXTS)
+    assert processor.images(pictures(1)).shape[-2:] == (48, 48)
+    with torch.no_grad():
+        assert ask(model.eval(), processor, pictures(1), ["red"]).masks.shape == (1, 48, 48)
+
+
 def test_taps_beyond_the_tower_and_heads_without_a_projection_are_refused():
     with pytest.raises(UserError, match="with 2 blocks in the picture tower"):
         make(mask={"taps": [0, 2], "width": 8, "heads": 2})
