@@ -1,6 +1,21 @@
 """The families by their `model_type`, whole models and parts; where a model fits several, the first is taken."""
 
-from vlmpipe.models.pretrained import bert, clip, clipseg, gpt2, llama, llava, owlvit, qwen25_vl, resnet, siglip, vit
+from vlmpipe.models.pretrained import (
+    bert,
+    clip,
+    clipseg,
+    flava,
+    gpt2,
+    llama,
+    llava,
+    owlvit,
+    qwen25_vl,
+    resnet,
+    siglip,
+    vilt,
+    visual_bert,
+    vit,
+)
 from vlmpipe.models.pretrained.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -11,6 +26,9 @@ FAMILIES: dict[str, Family] = {
     "siglip": siglip.WHOLE,
     "llava": llava.LLAVA,
     "qwen2_5_vl": qwen25_vl.QWEN25_VL,
+    "vilt": vilt.MASKED_TEXT,
+    "visual_bert": visual_bert.PRETRAINING,
+    "flava": flava.WHOLE,
     # vision
     "clip_vision_model": clip.VISION,
     "siglip_vision_model": siglip.VISION,

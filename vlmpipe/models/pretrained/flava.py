@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmpipe.errors import UserError
 from vlmpipe.models.codebook import CodebookConfig
 from vlmpipe.models.fusion import FusionConfig
 from vlmpipe.models.fusion.base import MultimodalConfig
@@ -75,6 +76,11 @@ def write_transformer(config: TransformerConfig) -> dict[str, Any]:
     return {**clip.write_transformer(config), "qkv_bias": config.qkv_bias is not False}
 
 
+def expect_fusion(config: VLMConfig, kind: str) -> None:
+    if config.fusion.kind != kind:
+        raise UserError(f"fusion: found '{config.fusion.kind}'; expected '{kind}'")
+
+
 # --- configs ---------------------------------------------------------------------------------------------
 
 
@@ -122,7 +128,10 @@ def read_heads(theirs: Theirs, names: Names) -> HeadsConfig:
 
 
 def write(config: VLMConfig) -> dict[str, Any]:
+    expect_fusion(config, "multimodal")
     vision, heads = config.vision, config.heads
+    if None in (heads.projection, heads.matching, heads.masked_text, heads.masked_image):
+        raise UserError("heads: found some of FLAVA's missing; expected projection, matching and both masked ones")
     both, book = config.fusion.multimodal.transformer, heads.masked_image.codebook
     codes = {"vocab_size": heads.masked_image.codes}
     sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size, "mask_token": vision.mask_token}
@@ -198,11 +207,11 @@ def head_keys(config: VLMConfig) -> KeyMap:
     for ours, theirs in (("met", "mmm_text_head"), ("alone", "mlm_head")):
         found |= transform_keys(f"masked_text.{ours}.transform", f"{theirs}.transform")
         found[f"masked_text.{ours}.output.weight"] = one(f"{theirs}.decoder.weight")
-        found[f"masked_text.{ours}.bias"] = one(f"{theirs}.bias")
+        found[f"masked_text.{ours}.bias"] = one(f"{theirs}.decoder.bias")
     for ours, theirs in (("met", "mmm_image_head"), ("alone", "mim_head")):
         found |= transform_keys(f"masked_image.{ours}.0", f"{theirs}.transform")
         found[f"masked_image.{ours}.1.weight"] = one(f"{theirs}.decoder.weight")
-        found[f"masked_image.{ours}.1.bias"] = one(f"{theirs}.bias")
+        found[f"masked_image.{ours}.1.bias"] = one(f"{theirs}.decoder.bias")
     book = config.heads.masked_image.codebook
     return found if book is None else {**found, **codebook_keys(book)}
 
@@ -295,6 +304,6 @@ WHOLE = Family(
         "hidden_size": 24, "projection_dim": 18, "image_config": TINY_IMAGE, "text_config": TINY_TEXT,
         "multimodal_config": clip.TOWER, "image_codebook_config": {"hidden_size": 4, "vocab_size": 23},
     },
-    ignored=(r".*_head\.decoder\.bias",),
+    ignored=(r"(mim|mlm|mmm_image|mmm_text)_head\.bias",),
     image_processor="FlavaImageProcessorPil",
 )

@@ -62,6 +62,7 @@ def read_heads(theirs: Theirs, names: Names) -> HeadsConfig:
 
 
 def write(config: VLMConfig) -> dict[str, Any]:
+    flava.expect_fusion(config, "single_stream")
     sizes = {"image_size": config.vision.image_size, "patch_size": config.vision.patch_size}
     classifier = config.heads.answers or config.heads.statement
     return {

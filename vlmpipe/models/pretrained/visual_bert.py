@@ -53,6 +53,7 @@ def body_names(names: Names) -> Names:
 
 
 def write(config: VLMConfig) -> dict[str, Any]:
+    flava.expect_fusion(config, "single_stream")
     answers = config.heads.answers
     return {
         **bert.write(config.text),
