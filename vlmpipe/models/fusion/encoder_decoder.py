@@ -15,6 +15,7 @@ from vlmpipe.models.fusion.cross import refuse_native, stand
 from vlmpipe.models.fusion.rows import rows_of
 from vlmpipe.models.layers import Memory
 from vlmpipe.models.text import PADDING, SHARED, TextModel, visible
+from vlmpipe.models.vision import sine_cosine_2d
 
 WORDS = ("tokens", "segments", "positions", "types", "prefix")
 
@@ -89,6 +90,9 @@ class EncoderDecoder(Fusion):
         self.memory_width = config.encoder.transformer.width
         width = config.vision.width if config.vision else self.memory_width
         self.project = nn.Linear(width, self.memory_width) if width != self.memory_width else nn.Identity()
+        self.places = None
+        if config.vision is not None and config.vision.resnet is not None:  # whose tokens don't know where they are
+            self.places = nn.Parameter(sine_cosine_2d(config.vision.side, self.memory_width))
         own = config.text.transformer.width
         self.widths = Widths(own, self.memory_width, own)
 
@@ -135,6 +139,7 @@ class EncoderDecoder(Fusion):
         if inputs.images is None:
             return None, None
         tokens = self.project(vision.patches(see(vision, inputs)))
+        tokens = tokens if self.places is None else tokens + self.places
         rows = rows_of(len(tokens), inputs.image_rows, len(inputs.tokens), tokens.device)
         owner_PK = stand(inputs, len(tokens), rows)[0][row_P]
         there_PK = (owner_PK == SHARED) | (owner_PK == number_P[:, None])
