@@ -28,6 +28,9 @@ from vlmpipe.models.text import TextConfig
 from vlmpipe.models.vision import VisionConfig
 from vlmpipe.models.vlm import VLMConfig
 
+# Configs of old checkpoints say that texts end with this token and mean the highest one.
+LEGACY_END = 2
+
 # --- configs ---------------------------------------------------------------------------------------------
 
 
@@ -155,9 +158,9 @@ def whole_keys(config: VLMConfig) -> KeyMap:
 
 
 def text_inputs(theirs: Theirs, processor: Any) -> Inputs:
-    """Texts that end as the checkpoint looks for it: old ones say 2 and mean the highest token."""
+    """Texts that end as the checkpoint looks for it: see LEGACY_END."""
     end = theirs["eos_token_id"]
-    return words(theirs, processor, end=theirs["vocab_size"] - 1 if end == 2 else end)
+    return words(theirs, processor, end=theirs["vocab_size"] - 1 if end == LEGACY_END else end)
 
 
 def whole_inputs(theirs: Theirs, processor: Any) -> Inputs:
@@ -227,10 +230,12 @@ TEXT = Family(
     "CLIPTextModel", TextConfig, read_text, write_text, text_keys,
     text_inputs, found_text, expected_text, TINY_TEXT,
     heads=(r"(visual|text)_projection\.weight", r"vision_model\..*", r"logit_scale"),
+    reserved=(LEGACY_END,),
 )
 WHOLE = Family(
     "CLIPModel", VLMConfig, read_whole, write_whole, whole_keys,
     whole_inputs, found_whole, expected_whole,
     {"projection_dim": 18, "vision_config": TINY_VISION, "text_config": TINY_TEXT},
+    reserved=(LEGACY_END,),
     image_processor="CLIPImageProcessorPil",
 )

@@ -33,6 +33,7 @@ class Family:
     ignored: patterns of names in their state that repeat others (tied weights) or are constants.
     heads: patterns of weights that a directory of a larger model has beyond this part.
     optional: modules of theirs that a directory may lack, such as poolers; `read` sees in its names which are there.
+    reserved: token ids that their text model gives another meaning; a tokenizer of ours gets others on its way out.
     image_processor: the class of transformers that describes our preprocessing for such a model.
     """
 
@@ -48,6 +49,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    reserved: tuple[int, ...] = ()
     image_processor: str = "ViTImageProcessorPil"
 
     def build(self, config: Any) -> nn.Module:

@@ -3,6 +3,7 @@
 Shapes: B pictures, C colours, Y and X pixels.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.processor import EncodedText, Processor
+from vlmpipe.models.processor import BOS, EOS, PAD, EncodedText, Processor, ProcessorConfig
 
 # What a language model without a chat template is asked with.
 QUESTION = "Question: {} Answer:"
@@ -44,6 +46,7 @@ class HuggingFaceProcessor:
         self.pictures, self.tokenizer = pictures, tokenizer
         self.image_size, self.text_limit, self.fill = image_size, text_limit, fill
         self.answers: tuple[str, ...] = tuple(answers)
+        self.config = ProcessorConfig()
         names = ("pad", "bos", "eos") if tokenizer is not None else ()
         ids = {name: getattr(tokenizer, f"{name}_token_id") for name in names}
         # BERT's tokenizers call the ends of a text otherwise.
@@ -194,31 +197,43 @@ def _line(error: Exception) -> str:
 # --- our processor as Hugging Face files -------------------------------------------------------------------
 
 
-def write_processor(processor: Any, directory: Path, kind: str, model: Any) -> None:
+def write_processor(
+    processor: Any, directory: Path, kind: str, model: Any, exchanged: tuple[int, int] | None = None
+) -> None:
     """Image processor and tokenizer as transformers reads them.
 
     Args:
         kind: the class of transformers for the image processor.
         model: its mean and deviation are written.
+        exchanged: two tokens of our tokenizer that change places.
     """
     if not isinstance(processor, Processor):
         return processor.save(directory)
-    own_tokenizer(processor).save_pretrained(directory)
+    own_tokenizer(processor, exchanged).save_pretrained(directory)
     vision = getattr(model.config, "vision", None)
     if vision is not None:
         own_pictures(processor, vision, kind).save_pretrained(directory)
 
 
-def own_tokenizer(processor: Processor) -> Any:
+def exchange_tokens(tokenizer: Tokenizer, exchanged: tuple[int, int] | None) -> Tokenizer:
+    """A copy in which two tokens have each other's ids."""
+    content = json.loads(tokenizer.to_str())
+    if exchanged is not None:
+        ids = dict([exchanged, exchanged[::-1]])
+        vocabulary = content["model"]["vocab"]
+        content["model"]["vocab"] = {token: ids.get(id, id) for token, id in vocabulary.items()}
+        for token in content["added_tokens"]:
+            token["id"] = ids.get(token["id"], token["id"])
+    return Tokenizer.from_str(json.dumps(content))
+
+
+def own_tokenizer(processor: Processor, exchanged: tuple[int, int] | None = None) -> Any:
     """Our tokenizer with the tokens that `encode` puts around a text."""
-    from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    from vlmpipe.models.processor import BOS, EOS, PAD
-
-    copy = Tokenizer.from_str(processor.tokenizer.to_str())
-    ends = [(BOS, processor.bos), (EOS, processor.eos)]
+    copy = exchange_tokens(processor.tokenizer, exchanged)
+    ends = [(token, copy.token_to_id(token)) for token in (BOS, EOS)]
     copy.post_processor = TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=ends)
     return PreTrainedTokenizerFast(
         tokenizer_object=copy, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=processor.text_limit

@@ -16,6 +16,7 @@ from vlmpipe.models.pretrained.family import Family
 from vlmpipe.models.pretrained.keys import matches, to_theirs
 from vlmpipe.models.pretrained.load import without
 from vlmpipe.models.pretrained.processor import write_processor
+from vlmpipe.models.processor import Processor
 from vlmpipe.models.text import TextConfig
 
 # Of their configs, what they write themselves.
@@ -47,19 +48,34 @@ def to_huggingface(
     if kind not in FAMILIES:
         raise UserError(f"model_type: found {kind!r}; expected one of {', '.join(FAMILIES)}")
     family, directory = FAMILIES[kind], Path(directory)
-    config = theirs_of(kind, model, processor)
-    theirs = their_module(family, config, model.config)
+    exchanged = exchange(processor, family)
+    theirs = their_module(family, theirs_of(kind, model, special_tokens(processor, exchanged)), model.config)
     state = {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
-    weights = to_theirs(state, family.keys(model.config))
-    fill(theirs, weights, family)
+    state = {name: exchange_rows(name, weight, exchanged) for name, weight in state.items()}
+    fill(theirs, to_theirs(state, family.keys(model.config)), family)
     if dtype is not None:
         theirs = theirs.to(dtype)
     theirs.save_pretrained(directory)
     if processor is not None:
-        write_processor(processor, directory, family.image_processor, model)
+        write_processor(processor, directory, family.image_processor, model, exchanged)
 
 
-def theirs_of(kind: str, model: nn.Module, processor: Any) -> Any:
+def exchange(processor: Any, family: Family) -> tuple[int, int] | None:
+    """Two tokens of ours that change places, since the family has another use for the end's."""
+    moved = isinstance(processor, Processor) and processor.eos in family.reserved
+    return (processor.eos, processor.answer) if moved else None
+
+
+def exchange_rows(name: str, weight: torch.Tensor, exchanged: tuple[int, int] | None) -> torch.Tensor:
+    """The token embedding after two tokens changed places; other weights as they are."""
+    if exchanged is None or not name.endswith("token_embedding.weight"):
+        return weight
+    order = list(range(len(weight)))
+    order[exchanged[0]], order[exchanged[1]] = exchanged[1], exchanged[0]
+    return weight[order]
+
+
+def theirs_of(kind: str, model: nn.Module, ids: dict[str, Any]) -> Any:
     """Their config object: what our config decides, over what the model came with."""
     import transformers
 
@@ -69,15 +85,16 @@ def theirs_of(kind: str, model: nn.Module, processor: Any) -> Any:
         known = same(family.read(origin, frozenset(theirs_names(family, model))), model.config)
         merged = origin if known else merge(origin, written)
     else:
-        merged = with_tokens(written, special_tokens(processor))
+        merged = with_tokens(written, ids)
     content = {name: value for name, value in merged.items() if name not in SAVED_ANEW}
     return transformers.AutoConfig.for_model(kind, **content)
 
 
-def special_tokens(processor: Any) -> dict[str, Any]:
+def special_tokens(processor: Any, exchanged: tuple[int, int] | None) -> dict[str, Any]:
     """Ids of the tokens that their text models look for, as far as a processor says them: their defaults are those of
     the published vocabulary."""
-    return {f"{name}_token_id": getattr(processor, name, None) for name in ("bos", "eos", "pad")}
+    ids = {f"{name}_token_id": getattr(processor, name, None) for name in ("bos", "eos", "pad")}
+    return ids if exchanged is None else {**ids, "eos_token_id": exchanged[1]}
 
 
 def with_tokens(written: dict[str, Any], ids: dict[str, Any]) -> dict[str, Any]:
