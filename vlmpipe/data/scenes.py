@@ -34,6 +34,7 @@ SPOTS = {"left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom"
 # Share of scenes where a further shape repeats the colour or the form of the first: what counting needs.
 REPEAT = 0.4
 SUPERSAMPLE = 4
+DIM = [value * 2 // 5 for value in range(256)]  # how dark a shadow is
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _draw_item(image: Image.Image, item: Item, size: int) -> None:
     points = outline(item.shape, item.angle) * item.diameter * size / 2 + offset
     mask = _mask(points, side)
     shadow = ImageChops.offset(mask, max(1, side // 32)).filter(ImageFilter.GaussianBlur(side / 24))
-    image.paste((30, 30, 40), (left, top), shadow.point(lambda v: v * 2 // 5))
+    image.paste((30, 30, 40), (left, top), shadow.point(DIM))
     image.paste(_edge_color(item.color), (left, top), mask)
     inner = _mask((points - offset) * 0.9 + offset, side)
     image.paste(_shaded(item.color, side), (left, top), inner)

@@ -1,4 +1,4 @@
-"""COCO captions and instances, and all that is published in their layout (Flickr30k, NoCaps, LVIS, Objects365, ...).
+"""COCO captions and instances, and what else is published in their layout (nocaps, Objects365, ...).
 
 Format: https://cocodataset.org/#format-data. One json with `images` and `annotations`, instances with `categories`.
 """
