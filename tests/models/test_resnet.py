@@ -1,4 +1,4 @@
-"""Residual networks: the parity that the table of families does not ask, and CLIP's own kind against a plain reference."""
+"""Residual networks: parity that the table of families does not ask; CLIP's own kind against a plain reference."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def shaken(model, seed=0):
     """Weights and statistics of the norms that make every place count."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, value in model.named_parameters():
+        for value in model.parameters():
             value.add_(0.1 * torch.randn(value.shape, generator=generator))
         for name, value in model.named_buffers():
             if name.endswith("running_mean"):
@@ -142,13 +142,11 @@ class Plain(torch.nn.Module):
         row = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.places
         query = row[:, :1]
         weights = self.attention
-        matrices = dict(
-            embed_dim_to_check=row.shape[2], num_heads=weights.num_heads, in_proj_weight=weights.in_proj_weight,
-            in_proj_bias=weights.in_proj_bias, bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0.0,
-            out_proj_weight=weights.out_proj.weight, out_proj_bias=weights.out_proj.bias, need_weights=False,
-        )
         row, query = row.transpose(0, 1), query.transpose(0, 1)
-        return tokens, F.multi_head_attention_forward(query, row, row, **matrices)[0][0]
+        return tokens, F.multi_head_attention_forward(
+            query, row, row, row.shape[2], weights.num_heads, weights.in_proj_weight, weights.in_proj_bias,
+            None, None, False, 0.0, weights.out_proj.weight, weights.out_proj.bias, need_weights=False,
+        )[0][0]
 
 
 def plain_to_ours(plain, depths):

@@ -43,7 +43,8 @@ def picture_inputs(
     model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image]
 ) -> dict[str, Tensor]:
     """`images` of the forward pass, and `grids` where pictures keep their own sizes."""
-    if model.config.vision.native is None or processor.config.resize != "native":
+    own = getattr(getattr(processor, "config", None), "resize", "native") == "native"
+    if model.config.vision.native is None or not own:
         return {"images": processor.images(images).to(model.device)}
     patches, grids = pack([[image] for image in images], model.config.vision)
     return {"images": patches.to(model.device), "grids": grids}
