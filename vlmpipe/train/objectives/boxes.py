@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
 from vlmpipe.models.collective import mean
-from vlmpipe.train.objectives.base import Batch, Result, model_inputs
+from vlmpipe.train.objectives.base import Batch, Result, model_inputs, require
 
 NONE = -1  # the label of what only fills up
 
@@ -45,6 +45,7 @@ class Boxes:
     gamma: float = 2.0
 
     def __call__(self, model: nn.Module, batch: Batch) -> Result:
+        require(self, batch, "boxes", "box_labels")
         outputs = model(**model_inputs(batch), heads=("detection",))
         boxes_nN4, logits_nNQ = outputs.boxes.float(), outputs.classes.float()
         true_nG4, labels_nG = batch["boxes"].float(), batch["box_labels"]

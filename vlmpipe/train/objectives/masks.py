@@ -10,7 +10,7 @@ from torch import nn
 
 from vlmpipe.errors import UserError
 from vlmpipe.models.collective import mean
-from vlmpipe.train.objectives.base import Batch, Result, model_inputs
+from vlmpipe.train.objectives.base import Batch, Result, model_inputs, require
 
 UNSCORED = 255  # as PASCAL VOC marks the border of things
 
@@ -27,6 +27,7 @@ class Masks:
     """
 
     def __call__(self, model: nn.Module, batch: Batch) -> Result:
+        require(self, batch, "masks")
         logits_BYX = model(**model_inputs(batch), heads=("mask",)).masks.float()
         masks_BYX = batch["masks"]
         if masks_BYX.shape != logits_BYX.shape:
