@@ -225,6 +225,17 @@ def _caption(options: argparse.Namespace) -> None:
     print(caption(model, processor, [image])[0])
 
 
+def _parity(options: argparse.Namespace) -> int:
+    from vlmpipe.models.parity import failed, parity, table
+
+    differences = parity(options.directory)
+    print(table(differences, options.tolerance))
+    wrong = failed(differences, options.tolerance)
+    largest = max(each.relative for each in differences)
+    print(f"largest relative difference {largest:.1e}, {len(wrong)} above {options.tolerance:.0e}")
+    return GATE if wrong else 0
+
+
 def _champion_and_image(options: argparse.Namespace):
     from vlmpipe.images import open_image
     from vlmpipe.models import load
@@ -243,6 +254,13 @@ def _image_options(command: argparse.ArgumentParser) -> None:
 def _ask_options(command: argparse.ArgumentParser) -> None:
     _image_options(command)
     command.add_argument("question")
+
+
+def _parity_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("directory", type=_place, help="a Hugging Face directory or hub id")
+    command.add_argument(
+        "--tolerance", type=float, default=1e-5, help="largest relative difference allowed (default: 1e-5)"
+    )
 
 
 def _run_options(command: argparse.ArgumentParser) -> None:
@@ -338,6 +356,7 @@ COMMANDS = {
     "datacomp": (_datacomp, _datacomp_options, "make a pool of DataComp's metadata, to select from without pictures"),
     "ask": (_ask, _ask_options, "ask the champion a question about an image"),
     "caption": (_caption, _image_options, "let the champion describe an image"),
+    "parity": (_parity, _parity_options, "compare a Hugging Face model here and in transformers: outputs, gradients"),
     "doctor": (_doctor, _no_options, "what is installed, what is missing and what to do"),
 }
 

@@ -82,10 +82,11 @@ def output(name: str, found: Tensor, expected: Tensor) -> Difference:
 
 
 def gradients(ours: nn.Module, theirs: nn.Module, keys: KeyMap, family: Family) -> list[Difference]:
-    """The worst parameter of each group, in the order of their model."""
-    learned = {name: gradient(parameter) for name, parameter in ours.named_parameters()}
+    """The worst parameter of each group, in the order of their model; what is never learned here has none."""
+    learned = {name: gradient(parameter) for name, parameter in ours.named_parameters() if parameter.requires_grad}
     found = to_theirs(learned, {name: rows for name, rows in keys.items() if name in learned})
-    expected = {name: gradient(parameter) for name, parameter in theirs.named_parameters()}
+    fixed = {name for ours_name, rows in keys.items() if ours_name not in learned for name in rows.names}
+    expected = {name: gradient(parameter) for name, parameter in theirs.named_parameters() if name not in fixed}
     unseen = [name for name in expected.keys() - found.keys() if not matches(name, family.ignored)]
     unseen = sorted(name for name in unseen if largest(expected[name]) > 0)
     if unseen:
