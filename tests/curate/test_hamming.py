@@ -111,9 +111,11 @@ def test_a_key_is_the_bits_of_its_blocks_side_by_side():
     key = 0b10_1101_0011_0101 << 9 | 0b1001 << 5 | 0b10110
     for start, stop in ((0, 23), (0, 7), (7, 23), (4, 10), (23, 23)):
         found = 0
-        for shift, mask in hamming._fields(blocks, start, stop).tolist():
-            found |= number >> shift & mask
+        for shift, mask in hamming._fields(blocks, start, stop):
+            found |= number >> int(shift) & int(mask)
         assert found == key >> start & ((1 << stop - start) - 1)
+    assert hamming._fields([(3, 2), (5, 4), (9, 1)], 0, 7)[:2] == ((3, 127), (0, 0))  # neighbours are one
+    assert len(hamming._fields([(first, 1) for first in range(0, 20, 2)], 0, 10)) == hamming.FIELDS
 
 
 def test_without_a_place_for_the_compiled_code_it_is_compiled_each_time(monkeypatch):

@@ -10,6 +10,7 @@ Legend: a hash is one uint64; n hashes, P pairs; a block is (first bit, width).
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 
 Block = tuple[int, int]
 CANDIDATES = 1 << 21  # elements looked at together: bounds memory, not the result
+FIELDS = 4  # of a key, at most: as many for all, so that the loop over them is unrolled
 BUCKET = 8  # hashes in a bucket, on average, at least: more buckets cost more than they save
 
 
@@ -117,7 +119,7 @@ class Cost:
         """With a key of so many bits: put in buckets, then compared with a bucket."""
         moved = self.left if self.same else self.left + self.right
         pairs = self.left * (self.right / 2 if self.same else self.right) / 2 ** min(bits, self.most_bits)
-        return 20 * moved + 5 * self.left + 0.11 * pairs
+        return 7 * moved + 5 * self.left + 0.11 * pairs
 
     @property
     def most_bits(self) -> int:
@@ -182,15 +184,16 @@ def _agreeing(
     return kernels.join(left, right, cost.same, *keys, _tests(parts, number, choice, radius))
 
 
-def _fields(blocks: Sequence[Block], start: int, stop: int) -> np.ndarray:
-    """Bits `start` to `stop` of the blocks side by side, as `kernels` reads them: uint64 [k, 2]."""
-    fields, offset = [], 0
+def _fields(blocks: Sequence[Block], start: int, stop: int) -> tuple[tuple[np.uint64, np.uint64], ...]:
+    """Bits `start` to `stop` of the blocks side by side, as `kernels` reads them; where these are too many, fewer."""
+    masks, offset = Counter(), 0  # by shift: blocks that follow each other have the same
     for first, width in blocks:
         low, high = max(offset, start), min(offset + width, stop)
         if low < high:
-            fields.append((first - offset + start, _mask((low - start, high - low))))
+            masks[first - offset + start] += _mask((low - start, high - low))
         offset += width
-    return np.array(fields, np.uint64).reshape(-1, 2)
+    fields = [*masks.items(), *[(0, 0)] * FIELDS][:FIELDS]
+    return tuple((np.uint64(shift), np.uint64(mask)) for shift, mask in fields)
 
 
 def _tests(parts: Sequence[Part], number: int, choice: Sequence[int], radius: int) -> np.ndarray:

@@ -4,7 +4,7 @@ numba compiles them at the first call on a machine, which takes some seconds, an
 this file, in the user's cache directory where that can't be written, or in NUMBA_CACHE_DIR; from there they load in a
 tenth of a second. Where none can be written, each process compiles. They run without the interpreter's lock.
 
-Legend: a hash is one uint64; fields [k, 2] say where the bits of a key are: the `or` over k of `hash >> shift & mask`.
+Legend: a hash is one uint64; fields say where the bits of a key are: the `or` over all of `hash >> shift & mask`.
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ def _ones(_context, number):
 @_compiled
 def _bucket(number, fields):
     key = np.uint64(0)
-    for k in range(len(fields)):
-        key |= number >> fields[k, 0] & fields[k, 1]
+    for shift, mask in fields:
+        key |= number >> shift & mask
     return key
 
 
@@ -107,6 +107,7 @@ def join(left, right, same, coarse, fine, bits, tests):
     Two rounds of buckets, by the `coarse` and the `fine` fields: the second one, and comparing, stay in the cache.
 
     Args:
+        coarse, fine: fields, pairs of numpy's uint64.
         same: `left` is `right`; of (a, b) and (b, a) one is found, and no (a, a).
         bits: how many bits the two keys have, int64 [2].
         tests: uint64 [T, 3] of (mask, limit, wanted): whether at most `limit` bits of the mask are set is what is
