@@ -31,9 +31,9 @@ HEADS = {
 }
 
 
-def make(kind: str, seed: int = 0, **heads):
+def make(kind: str, seed: int = 0, vision: dict | None = None, **heads):
     """(model in eval mode, processor), with weights larger than at the start of training so that everything shows."""
-    shape = FUSIONS[kind]
+    shape = {**FUSIONS[kind], **({"vision": vision} if vision else {})}
     heads = {**HEADS, **({"projection": {"width": 16}} if kind == "multimodal" else {}), **heads}
     config = {**shape, "fusion": {"kind": kind, kind: shape["fusion"]}, "heads": heads}
     model, processor = build(parse(VLMConfig, config, kind), TEXTS, seed)

@@ -15,13 +15,13 @@ from vlmpipe.train.objectives.base import Batch, Result, model_inputs, require
 from vlmpipe.train.objectives.masked import head, without
 
 
-def soft_targets(answers: Sequence[Sequence[str]], known: Mapping[str, int]) -> Tensor:
+def soft_targets(answers: Sequence[Sequence[str]], known: Mapping[str, int], classes: int) -> Tensor:
     """[B, A] float32 from the people's answers of each question: 0.3, 0.6, 0.9 for one, two, three who said so, 1 for
     more, as ViLT was trained (arXiv 2102.03334; about VQA's accuracy). Unknown answers are left out.
 
-    known: the class of each answer.
+    known: the class of each answer. classes: of the head, A.
     """
-    scores = torch.zeros(len(answers), max(known.values()) + 1)
+    scores = torch.zeros(len(answers), classes)
     for row, given in enumerate(answers):
         for answer, count in Counter(given).items():
             if answer in known:
