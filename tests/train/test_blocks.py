@@ -1,6 +1,7 @@
 """Recomputed and compiled blocks: the same numbers, less memory or less time, and no trace afterwards."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -63,3 +64,10 @@ def test_compiled_blocks_compute_the_same(tmp_path):
     train(make_toy(0.0), squared_error, Rows(), config, tmp_path / "compiled")
     for found, expected in zip(curve(tmp_path / "compiled"), curve(tmp_path / "plain"), strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
+    assert flops(tmp_path / "compiled") == pytest.approx(flops(tmp_path / "plain"))
+
+
+def flops(state) -> float:
+    """Of one sample."""
+    line = json.loads((state / "timing.jsonl").read_text().splitlines()[-1])
+    return line["tflops"] / line["samples_per_second"]

@@ -33,9 +33,10 @@ def device() -> torch.device:
 
 
 def placed(model: nn.Module, kind: str) -> nn.Module:
-    """`model` on this worker's device; a copy where its weights will be split, which can't be undone."""
+    """`model` on this worker's device; a copy where its weights will be split, which can't be undone, and where one
+    device may not hold them all."""
     splits = kind == "fsdp" and place()[1] > 1
-    return (copy.deepcopy(model) if splits else model).to(device())
+    return copy.deepcopy(model) if splits else model.to(device())
 
 
 def shared(loss: nn.Module, kind: str) -> nn.Module:
@@ -57,7 +58,7 @@ def shared(loss: nn.Module, kind: str) -> nn.Module:
     fully_shard(loss, mesh=mesh, ignored_params=scalars)
     # Sums alone, divided afterwards: gloo knows no mean.
     loss.set_force_sum_reduction_for_comms(dist.get_backend() == "gloo")
-    return loss
+    return loss.to(device())  # the parts are there already; this is for what is not split
 
 
 @contextlib.contextmanager
