@@ -14,6 +14,7 @@ from vlmpipe.models.processor import stack
 from vlmpipe.train import cached
 from vlmpipe.train.loop import Loss, TrainConfig, Trainer, train
 from vlmpipe.train.objectives import OBJECTIVES
+from vlmpipe.train.objectives.mixture import mixture
 from vlmpipe.train.parallel import place
 
 WORDS = ("red", "blue", "green", "white", "one red circle", "two", "a blue square above", "shapes")
@@ -99,8 +100,30 @@ def test_dropout_is_on_in_the_proof(tmp_path):
 
 
 def test_an_objective_in_one_step_is_not_cached():
-    assert isinstance(OBJECTIVES["contrastive"](), cached.Cacheable)
-    assert not isinstance(OBJECTIVES["language_modeling"](), cached.Cacheable)
+    assert cached.compares(OBJECTIVES["contrastive"]())
+    assert not cached.compares(OBJECTIVES["language_modeling"]())
+    assert cached.compares(mixture({"contrastive": 1.0, "language_modeling": 1.0}, OBJECTIVES))
+    assert not cached.compares(mixture({"language_modeling": 1.0}, OBJECTIVES))
+
+
+def spread(model, batch):
+    """An objective that is a mean over rows."""
+    image = model.encode_image(batch["images"])
+    return image[:, 0].square().mean(), {"first": image[:, 0].mean().detach()}
+
+
+def test_a_mixture_compares_what_is_to_be_compared_and_averages_the_rest(tmp_path):
+    model, processor = make_dual(0.0)
+    model.double()
+    objective = mixture({"contrastive": 0.7, "spread": 3.0}, {**OBJECTIVES, "spread": lambda: spread})
+    rows, found = [], []
+    for parts in (1, 4):
+        model.zero_grad()
+        config = dataclasses.replace(CONFIG, accumulation=parts)
+        rows.append(Trainer(model, objective, Parts(processor, parts), config, tmp_path, "", None).gradient())
+        found.append(gradients(model))
+    torch.testing.assert_close(*rows)
+    same(*found, 1e-6)
 
 
 def test_running_statistics_move_once_a_batch():

@@ -31,6 +31,14 @@ class Cacheable(Protocol):
     def loss(self, embedded: Named) -> tuple[Tensor, Named]: ...
 
 
+def compares(objective: object) -> bool:
+    """Whether the loss of a batch is more than the mean of its parts' losses, and can be had in two steps.
+
+    What is made of several objectives has both steps, and says by an attribute of this name whether it needs them.
+    """
+    return isinstance(objective, Cacheable) and getattr(objective, "compares", True)
+
+
 def join(parts: Sequence[Named]) -> Named:
     """Rows of all parts one after the other; scalars of the first. Leaves, which gather gradients if they can."""
     first = parts[0]

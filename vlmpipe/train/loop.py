@@ -106,8 +106,8 @@ def train(
     """Train `model` in place to `config.steps`, from the newest checkpoint of this run in `state` if there is one.
 
     Args:
-        objective: one that is `cached.Cacheable` has the loss of the whole batch however many parts it comes in; the
-            loss of any other is the mean over the parts.
+        objective: one that compares rows (see `cached`) has the loss of the whole batch, however many parts that
+            comes in; the loss of any other is the mean over the parts.
         batches: part `i` of update `s` is `batches.at(s * accumulation + i)`, asked for in a thread.
         state: checkpoints; `curves.jsonl`: for each update its loss, learning rate, gradient norm and metrics;
             `timing.jsonl`: what the clock says.
@@ -178,7 +178,7 @@ class Trainer:
         parts = self.config.accumulation
         first = batch_number(self.step, self.skipped) * parts
         numbers = range(first, first + parts)
-        if parts > 1 and isinstance(self.objective, cached.Cacheable):
+        if parts > 1 and cached.compares(self.objective):
             return self.backward_whole(numbers)
         rows = [self.backward(number, last=number == numbers[-1]) for number in numbers]
         return torch.stack(rows).mean(dim=0)
