@@ -22,6 +22,7 @@ from vlmpipe.train.objectives.masks import Masks
 from vlmpipe.train.objectives.matching import HardMatching, Matching
 from vlmpipe.train.objectives.mixture import mixture
 from vlmpipe.train.objectives.prefix_lm import PrefixLM
+from vlmpipe.train.objectives.sigmoid import Sigmoid
 
 Objective = Callable[[nn.Module, Batch], Result]
 OBJECTIVES = {
@@ -40,6 +41,7 @@ OBJECTIVES = {
     "matching": Matching,
     "matching_hard": HardMatching,
     "prefix_lm": PrefixLM,
+    "sigmoid": Sigmoid,
     "statements": Statements,
 }
 
@@ -50,8 +52,9 @@ def objective_for(model: nn.Module) -> Objective:
     if model.language_model is not None:
         return LanguageModeling()
     heads = model.config.heads
+    contrast = "sigmoid" if heads.projection is not None and heads.projection.bias is not None else "contrastive"
     fitting = {
-        "contrastive": heads.projection, "image_tokens": heads.image_tokens, "masked_text": heads.masked_text,
+        contrast: heads.projection, "image_tokens": heads.image_tokens, "masked_text": heads.masked_text,
         "matching": heads.matching,
     }
     names = [name for name, head in fitting.items() if head is not None]

@@ -36,7 +36,8 @@ class Contrastive:
         return self.loss(self.embed(model, batch))
 
     def embed(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`image` and `text` [B, E], `ids` [B], and `scale`: all that the loss asks of a model and a batch."""
+        """`image` and `text` [B, E], `ids` [B], and `scale`: all that the loss asks of a model and a batch. And `bias`
+        of a model that has one."""
         outputs = model(
             images=batch["images"],
             tokens=batch["tokens"],
@@ -44,9 +45,10 @@ class Contrastive:
             positions=batch["positions"],
             heads=("projection",),
         )
+        bias = {} if outputs.bias is None else {"bias": outputs.bias}
         return {
             "image": outputs.image_embedding, "text": outputs.text_embedding,
-            "ids": text_ids(batch), "scale": outputs.scale,
+            "ids": text_ids(batch), "scale": outputs.scale, **bias,
         }
 
     def loss(self, embedded: dict[str, Tensor]) -> Result:
