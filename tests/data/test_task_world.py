@@ -97,6 +97,23 @@ def test_detection(world, part):
     assert crowds == COUNT // 6
 
 
+def test_coco_s_own_tools_read_the_same(world):
+    """What COCO's code makes of the written file is what our reader makes of it: boxes, names, crowds and masks."""
+    from faster_coco_eval import COCO
+
+    theirs = COCO(str(world / "detection/train/instances_train.json"))
+    records, _ = read_task(world, "detection", "train")
+    for record in records:
+        found = theirs.loadAnns(theirs.getAnnIds(imgIds=[int(record.id)]))
+        assert [theirs.cats[one["category_id"]]["name"] for one in found] == list(record.labels)
+        assert [bool(one["iscrowd"]) for one in found] == record.crowd.tolist()
+        corners = [(x, y, x + w, y + h) for x, y, w, h in (one["bbox"] for one in found)]
+        assert np.allclose(corners, record.boxes, atol=1e-4)
+        for one, mask in zip(found, record.masks, strict=True):
+            assert (theirs.annToMask(one).astype(bool) == mask.pixels()).all()
+            assert one["area"] == mask.area
+
+
 def test_regions(world, part):
     records, images = read_task(world, "regions", "train")
     items = [item for scene in part.scenes for item in scene.items]

@@ -1,7 +1,8 @@
-"""Lists of addresses, folders of classes, questions on clips, VQAv2 as records."""
+"""Lists of addresses, folders of classes, questions on clips, VQAv2 as records; and damage to any of the files."""
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ from vlmpipe.data.readers.listings import read_listing
 from vlmpipe.data.readers.videos import read_video_questions
 from vlmpipe.data.readers.vqav2 import read_vqav2
 from vlmpipe.data.records import CaptionRecord, ClassRecord
+from vlmpipe.data.task_world import TASKS, write_tasks
 from vlmpipe.data.vqa import VqaExample, write_vqa
 from vlmpipe.data.writers.listings import write_conceptual, write_laion, write_pmd
 from vlmpipe.errors import UserError
@@ -85,3 +87,34 @@ def test_every_reader_says_what_is_missing(tmp_path):
         with pytest.raises(UserError, match="found") as caught:
             read(tmp_path / "nowhere")
         assert "\n" not in str(caught.value), name
+
+
+ODD = (None, True, -1, 10**30, float("nan"), "", "\ud800", [], {}, [[1, 2]], "../x")
+
+
+def changed(value, rng):
+    """A copy in which a few values are odd and a few fields are gone."""
+    if rng.random() < 0.004:
+        return ODD[int(rng.integers(len(ODD)))]
+    if isinstance(value, dict):
+        return {key: changed(inner, rng) for key, inner in value.items() if rng.random() > 0.001}
+    return [changed(inner, rng) for inner in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("classes", "statements")])
+def test_whatever_stands_in_a_file_it_is_read_or_named(tmp_path, name):
+    """Random damage ends in records or in one line of a user's error, and in nothing else."""
+    write_tasks(tmp_path, 8, 0, tasks=(name,))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for file in (tmp_path / name / "train").glob("*.json"):
+        whole = file.read_text()
+        for _ in range(8):
+            file.write_text(json.dumps(changed(json.loads(whole), rng)))
+            try:
+                READERS[TASKS[name].reader](tmp_path / name / "train")
+            except UserError as error:
+                assert "\n" not in str(error)
+                refused += 1
+        file.write_text(whole)
+    assert refused
