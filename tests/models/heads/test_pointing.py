@@ -64,6 +64,19 @@ def test_a_picture_can_stand_for_the_phrase():
 
 
 @torch.no_grad()
+def test_what_is_looked_for_in_half_precision():
+    model, processor = make()
+    images, phrases, first = pictures(2), ["red", "two", "blue"], torch.tensor([0, 1])
+    full = ask(model, processor, images, phrases, image_rows=first)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ask(model, processor, images, phrases, image_rows=first)
+    asked = full.classes > torch.finfo(full.classes.dtype).min
+    assert torch.equal(half.classes > torch.finfo(half.classes.dtype).min, asked)
+    for name, where in (("masks", ...), ("boxes", ...), ("classes", asked)):
+        torch.testing.assert_close(getattr(half, name).float()[where], getattr(full, name)[where], rtol=0.1, atol=0.1)
+
+
+@torch.no_grad()
 def test_only_wanted_heads_run():
     model, processor = make()
     outputs = ask(model, processor, pictures(1), ["red"], heads=("mask",))
