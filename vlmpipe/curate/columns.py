@@ -6,7 +6,7 @@ Order of the rows everywhere: pools by name, in each pool the order of its list.
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -75,7 +75,6 @@ class Rows:
     pool: np.ndarray  # int16 [N], positions in `pool_names`
     prefer: str = "clip_score"
     evaluation: Callable | None = None
-    _ranks: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -175,21 +174,19 @@ class Rows:
     # --- what several rules ask
 
     def priority(self, index: np.ndarray) -> np.ndarray:
-        """Ranks of all rows, int32, 0 best: by `prefer` (`clip_score`, `pixels` or any number: more is better, nothing
-        known is worst), then in the order of the rows; `first`: by that order alone."""
+        """Ranks of these rows, int64, 0 best: by `prefer` (`clip_score`, `pixels` or any number: more is better,
+        nothing known is worst), then in the order of the rows; `first`: by that order alone."""
         if self.prefer == "first":
-            return index.astype(np.int32)
-        if self.prefer not in self._ranks:
-            values = self._preferred()
-            order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")
-            self._ranks[self.prefer] = rank = np.empty(len(self), np.int32)
-            rank[order] = np.arange(len(self), dtype=np.int32)
-        return self._ranks[self.prefer][index]
+            return np.arange(len(index))
+        order = np.argsort(-np.nan_to_num(self._preferred(index), nan=-np.inf), kind="stable")
+        rank = np.empty(len(index), np.int64)
+        rank[order] = np.arange(len(index))
+        return rank
 
-    def _preferred(self) -> np.ndarray:
+    def _preferred(self, index: np.ndarray) -> np.ndarray:
         if self.prefer == "pixels":
-            return self.numbers("original_width") * self.numbers("original_height")
-        return self.numbers(self.prefer)
+            return self.numbers("original_width", index) * self.numbers("original_height", index)
+        return self.numbers(self.prefer, index)
 
     def looks(self, index: np.ndarray) -> "LazyLooks":
         return LazyLooks(self, index)

@@ -25,7 +25,7 @@ class ExactDuplicate:
 
     def drops(self, rows: Rows, alive: np.ndarray) -> Drops:
         keys, known = rows.keys(self.column, alive)
-        place = np.flatnonzero(known)
+        place = _repeated(keys, np.flatnonzero(known))
         order = place[np.lexsort((rows.priority(alive[place]), keys[place, 1], keys[place, 0]))]
         first = np.ones(len(order), bool)
         first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
@@ -34,6 +34,16 @@ class ExactDuplicate:
         ascending = np.argsort(lost)
         lost, kept = lost[ascending], kept[ascending]
         return Drops(alive[lost], np.zeros(len(lost)), 0.0, alive[kept])
+
+
+def _repeated(keys: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Those of the ascending `place` whose key begins as another's does: few, so that only few are put in order."""
+    order = place[np.argsort(keys[place, 0])]
+    same = keys[order[1:], 0] == keys[order[:-1], 0]
+    twin = np.zeros(len(order), bool)
+    twin[1:] |= same
+    twin[:-1] |= same
+    return np.sort(order[twin])
 
 
 @dataclass(frozen=True)
