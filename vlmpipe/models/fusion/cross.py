@@ -31,6 +31,10 @@ class Media:
     segments: Tensor
     passed: Tensor
 
+    def shared(self) -> "Media":
+        """The same for all texts to see that follow."""
+        return replace(self, segments=torch.where(self.segments == PADDING, PADDING, SHARED))
+
 
 class Cross(Fusion):
     """The text model's cross-attention looks at each row's pictures, through a resampler where there is one.

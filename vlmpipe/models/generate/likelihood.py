@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlmpipe.errors import UserError
+from vlmpipe.models.fusion.cross import Media
 from vlmpipe.models.generate.decode import Written, prefill
 from vlmpipe.models.text import PADDING, SHARED
 from vlmpipe.models.vlm import VisionLanguageModel
@@ -35,6 +36,8 @@ def log_likelihoods(
     # What was read is now for all texts to see; they never see each other.
     cache = written.cache
     cache.segments = cache.segments.masked_fill(cache.segments != PADDING, SHARED)
+    if isinstance(cache.memory, Media):
+        cache.memory = cache.memory.shared()
     totals = [first_BV[index, [text[0] for text in row]].tolist() for index, row in enumerate(texts)]
     filled, segments = list(cache.filled), cache.segments
     for part in parts(texts):
