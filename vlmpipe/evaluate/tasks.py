@@ -31,6 +31,7 @@ from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import perplexity, retrieval_recall, vqa_accuracy
 from vlmpipe.images import NotAnImage, decode_rgb
 from vlmpipe.models import Processor, VisionLanguageModel, load
+from vlmpipe.models.draw import picture_loss
 from vlmpipe.models.generate import answer, attention_map, caption, embed_texts, to_device
 from vlmpipe.models.generate.rows import QUESTIONED
 from vlmpipe.models.processor import stack
@@ -293,8 +294,18 @@ def predict_captions(
     model: VisionLanguageModel, processor: Processor, batch: Sequence[Sample], right: Sequence[Image.Image],
     wrong: Sequence[Image.Image], config: EvaluateConfig,
 ) -> list[dict]:
-    """A language model: its caption, and how well it expects the true one. A dual encoder: both embeddings."""
+    """A language model: its caption, and how well it expects the true one. A model that writes pictures: how well it
+    expects either one after the true caption. A dual encoder: both embeddings."""
     truth = [sample.answers[0] for sample in batch]
+    if model.image_tokens is not None:
+        with_right, with_wrong = (
+            picture_loss(model, processor, processor.images(pictures), truth).tolist() for pictures in (right, wrong)
+        )
+        length = model.codes.config.length
+        return [
+            {"said": None, "nll": nll, "tokens": length, "wrong_nll": wrong_nll}
+            for nll, wrong_nll in zip(with_right, with_wrong, strict=True)
+        ]
     if model.language_model is None:
         with torch.no_grad():
             images_BE = model.encode_image(processor.images(right).to(model.device)).float().cpu().numpy()
@@ -325,7 +336,8 @@ def caption_loss(
 
 
 def score_captions(samples: list[Sample], rows: list[dict]) -> Scores:
-    """Perplexity of the true captions with either picture, or recall at 1 for a dual encoder."""
+    """Perplexity of the true captions with either picture (of either picture after the caption, where pictures are
+    written), or recall at 1 for a dual encoder."""
     if "image" in rows[0]:
         return score_retrieval(samples, rows)
     by_id = dict(zip((sample.id for sample in samples), rows, strict=True))
