@@ -220,7 +220,7 @@ def test_uneven_patches_are_refused():
     model = tower()
     with pytest.raises(UserError, match="without grids"):
         model(patches(GRIDS, model))
-    with pytest.raises(UserError, match="found 23 patches for grids .* expected 24"):
+    with pytest.raises(UserError, match=r"found 23 patches for grids .* expected 24"):
         run(model, patches(GRIDS, model)[:23], GRIDS[:1])
     with pytest.raises(UserError, match="sides that 2 divides"):
         run(model, patches([(1, 3, 4)], model), [(1, 3, 4)])

@@ -23,7 +23,7 @@ from vlmpipe.models.vlm import VisionLanguageModel
 def generate(
     model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], prompts: Sequence[EncodedText],
     limit: int, config: GenerationConfig = GREEDY, *, examples: Sequence[Example] = (),
-    choices: Sequence[str] | None = None,
+    choices: Sequence[Trie] | None = None,
 ) -> list[list[int]]:
     """New token ids of each row, its end token included where it came.
 
@@ -31,14 +31,13 @@ def generate(
         images: one for each prompt.
         limit: most new tokens; a text also ends where the model's positions do.
         examples: answered questions that stand before each prompt.
-        choices: nothing but one of these texts is written.
+        choices: for each row the texts of which one is written.
     """
     batch = ask(model, processor, images, prompts, examples)
-    tries = None if choices is None else [Trie(endings(processor, choices))] * len(prompts)
     if config.method == "beam":
-        found = beam_search(model, batch, limit, processor.eos, config, tries)
+        found = beam_search(model, batch, limit, processor.eos, config, choices)
         return [list(texts[0].ids) if texts else [] for texts in found]
-    return decode(model, batch, limit, processor.eos, config, tries)
+    return decode(model, batch, limit, processor.eos, config, choices)
 
 
 def answer(
@@ -53,8 +52,16 @@ def answer(
     if model.language_model is None:
         return rank_answers(model, processor, picture_inputs(model, processor, images)["images"], questions)
     prompts = [processor.encode_question(question) for question in questions]
-    found = generate(model, processor, images, prompts, limit, config, examples=examples, choices=choices)
+    tries = None if choices is None else tries_of(processor, questions, choices)
+    found = generate(model, processor, images, prompts, limit, config, examples=examples, choices=tries)
     return [processor.decode(ids) for ids in found]
+
+
+def tries_of(processor: Processor, questions: Sequence[str], choices: Sequence[str]) -> list[Trie]:
+    """For each question the tree of the choices; answers and captions may be written otherwise."""
+    kinds = {bool(question) for question in questions}
+    trees = {asked: Trie(endings(processor, choices, "?" if asked else "")) for asked in kinds}
+    return [trees[bool(question)] for question in questions]
 
 
 def caption(

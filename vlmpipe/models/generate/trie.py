@@ -36,16 +36,17 @@ class Trie:
         return NOWHERE if node == NOWHERE else self.children[node].get(token, NOWHERE)
 
 
-def endings(processor: Processor, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of each text as an answer, its end included.
+def endings(processor: Processor, texts: Sequence[str], question: str = "?") -> list[tuple[int, ...]]:
+    """Token ids of each text as the answer to a question, its end included; an empty question asks for a caption.
 
     Raises:
         UserError: there are none, or two have the same tokens, so that no model could tell them apart.
     """
     if not texts:
         raise UserError("choices: found none; expected at least one text to choose")
-    ids = [(*processor.tokenizer.encode(text, add_special_tokens=False).ids, processor.eos) for text in texts]
-    twins = {}
+    encoded = [processor.encode_answer(question, text) for text in texts]
+    ids = [text.ids[text.start :] for text in encoded]
+    twins: dict[tuple[int, ...], str] = {}
     for text, tokens in zip(texts, ids, strict=True):
         if twins.setdefault(tokens, text) != text:
             raise UserError(f"choices: found {twins[tokens]!r} and {text!r} with the same tokens; expected one of them")
