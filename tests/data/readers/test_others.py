@@ -1,6 +1,8 @@
 """Lists of addresses, folders of classes, questions on clips, VQAv2 as records; and damage to any of the files."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from vlmpipe.data.vqa import VqaExample, write_vqa
 from vlmpipe.data.writers.listings import write_conceptual, write_laion, write_pmd
 from vlmpipe.errors import UserError
 
+LAION = Path(__file__).parents[4] / "shared/data/url-lists/laion_like_10000.parquet"
 PAIRS = [CaptionRecord("1", ("http://a.test/1.jpg",), ('a "red" star', "a star")),
          CaptionRecord("2", ("http://a.test/2.jpg",), ("two circles",))]
 
@@ -118,3 +121,12 @@ def test_whatever_stands_in_a_file_it_is_read_or_named(tmp_path, name):
                 refused += 1
         file.write_text(whole)
     assert refused
+
+
+@pytest.mark.skipif(not LAION.is_file(), reason=f"needs the real list of web rows in {os.path.relpath(LAION)}")
+def test_real_rows_of_the_web():
+    records = read_listing(LAION)
+    assert len(records) == 10_000 and len({record.id for record in records}) == 10_000
+    addresses = [record for record in records if record.images[0].startswith("http")]
+    assert len(addresses) == 9_999  # the columns of one published row are shifted
+    assert all(record.captions[0] for record in records)
