@@ -10,6 +10,7 @@ from tests.models.tiny import make, pictures
 from vlmpipe.errors import UserError
 from vlmpipe.train import batches as module
 from vlmpipe.train.batches import Batches, Dataset, Pair, decode_images, group, make_dataset
+from vlmpipe.train.sources import Source
 
 ROWS, BATCH = 23, 4
 
@@ -105,3 +106,15 @@ def test_decoding_in_memory_and_on_disk_is_the_same(tmp_path, monkeypatch):
     assert np.array_equal(in_memory, processor.images(pictures(4)).numpy())
     dataset = Dataset(on_disk, ((3, (processor.encode("red"),)),))
     assert torch.equal(dataset.collate([0])["images"], processor.images(pictures(4))[3:])
+
+
+def test_several_pictures_in_a_row():
+    _, processor = make("prefix")
+    images = processor.images(pictures(3)).numpy()
+    dataset = make_dataset(images, [Pair((2, 0), "", "red"), Pair(1, "", "blue")], processor, decoder=True)
+    batch = dataset.collate([1, 0])
+    assert batch["image_rows"].tolist() == [0, 1, 1]
+    assert torch.equal(batch["images"], torch.from_numpy(images[[1, 2, 0]]))
+    assert "image_rows" not in dataset.collate([1])
+    other = Source([b"x"] * 4, (Pair((0, 1), "", "a"), Pair(2, "", "b")))
+    assert [pair.image for pair in other.concat(other).pairs] == [(0, 1), 2, (4, 5), 6]

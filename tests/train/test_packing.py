@@ -75,7 +75,7 @@ def test_the_tensors_of_a_row():
 
 def test_a_sample_longer_than_a_row_is_refused():
     packer = made_up()
-    with pytest.raises(UserError, match=r"found a sample of 2\d tokens, 4 of them its picture's, for rows of 20"):
+    with pytest.raises(UserError, match=r"found a sample of 2\d tokens, 4 of them for each picture, in rows of 20"):
         PackedBatches(Packer(packer.dataset, 20, PICTURE), 4)
 
 
@@ -92,7 +92,7 @@ def test_a_packed_sample_has_the_loss_that_it_has_alone(attention, positions):
     model.double().eval()
     pairs = [
         Pair(0, "", TEXTS[0]), Pair(1, "what color is the circle?", "red"), Pair(1, "how many shapes?", "two"),
-        Pair(2, "", "a blue square"), Pair(3, "is it red?", "two"),
+        Pair(2, "", "a blue square"), Pair((3, 0), "is it red?", "two"),
     ]
     images = processor.images(pictures(4)).numpy()
     dataset = make_dataset(images, pairs, processor, decoder=True, per_row=2)

@@ -22,28 +22,42 @@ MEMORY_LIMIT = 2 * 2**30
 
 @dataclass(frozen=True)
 class Pair:
-    """One thing to learn about picture number `image`; an empty question asks for a caption."""
+    """One thing to learn about picture number `image`, or about several; an empty question asks for a caption."""
 
-    image: int
+    image: int | tuple[int, ...]
     question: str
     answer: str
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures, and rows: each row is a picture and the texts learned about it in one go."""
+    """Pictures, and rows: each row is a picture, or several, and the texts learned about it in one go."""
 
     images: np.ndarray  # uint8 [N, C, Y, X]
-    rows: tuple[tuple[int, tuple[EncodedText, ...]], ...]
+    rows: tuple[tuple[int | tuple[int, ...], tuple[EncodedText, ...]], ...]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """`images` uint8 [B, C, Y, X] and the [B, T] tensors of `processor.stack`."""
-        rows = [self.rows[index] for index in indices]
-        images = self.images[[image for image, _ in rows]]
-        return {"images": torch.from_numpy(images), **stack([texts for _, texts in rows])}
+        """`images` uint8 [n, C, Y, X] and the [B, T] tensors of `processor.stack`; `image_rows` [n] where rows have
+        other numbers of pictures than one."""
+        batch = {**self.pictures_of(indices), **stack([self.rows[index][1] for index in indices])}
+        if len(batch["images"]) == len(indices):
+            del batch["image_rows"]
+        return batch
+
+    def numbers(self, index: int) -> tuple[int, ...]:
+        """The pictures of a row."""
+        image = self.rows[index][0]
+        return image if isinstance(image, tuple) else (image,)
+
+    def pictures_of(self, indices: Sequence[int], rows: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """`images` uint8 [n, C, Y, X], and `image_rows` [n]: which of `rows`, one for each index, a picture is in."""
+        numbers = [self.numbers(index) for index in indices]
+        rows = np.repeat(np.arange(len(indices)) if rows is None else rows, [len(found) for found in numbers])
+        images = self.images[[number for found in numbers for number in found]]
+        return {"images": torch.from_numpy(images), "image_rows": torch.from_numpy(rows)}
 
 
 def decode_images(encoded: Iterable[bytes], count: int, processor: Processor, cache: Path) -> np.ndarray:

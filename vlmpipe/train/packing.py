@@ -38,22 +38,25 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
 
 @dataclass(frozen=True)
 class Packer:
-    """Makes rows of `capacity` tokens out of the samples of `dataset`, whose pictures take `picture` tokens each."""
+    """Makes rows of `capacity` tokens out of the samples of `dataset`; each picture takes `picture` tokens."""
 
     dataset: Dataset
     capacity: int
     picture: int
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each sample: its picture and its texts.
+        """Tokens of each sample: its pictures and its texts.
 
         Raises:
             UserError: one is longer than a row.
         """
-        found = np.array([self.picture + sum(len(text.ids) for text in texts) for _, texts in self.dataset.rows])
+        found = np.array([
+            self.picture * len(self.dataset.numbers(index)) + sum(len(text.ids) for text in texts)
+            for index, (_, texts) in enumerate(self.dataset.rows)
+        ])
         if found.max() > self.capacity:
             raise UserError(
-                f"pack: found a sample of {found.max()} tokens, {self.picture} of them its picture's, for rows of "
+                f"pack: found a sample of {found.max()} tokens, {self.picture} of them for each picture, in rows of "
                 f"{self.capacity}; expected rows that hold any sample; raise pack, or lower per_row"
             )
         return found
@@ -61,8 +64,8 @@ class Packer:
     def collate(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """`images` uint8 [n, C, Y, X], `image_rows` [n], and [B, T] tokens, segments, positions, labels, image_places.
 
-        The picture of the g-th sample of a row stands before its texts, in segment -g; the texts have the segments
-        that see it (see `vlmpipe.models.text`). Positions start anew with each sample.
+        The pictures of the g-th sample of a row stand before its texts, in segment -g; the texts have the segments
+        that see them (see `vlmpipe.models.text`). Positions start anew with each sample.
         """
         shape = len(rows), self.capacity
         found = {name: np.zeros(shape, np.int64) for name in ("tokens", "segments", "positions")}
@@ -73,22 +76,22 @@ class Packer:
             at = 0
             for group, number in enumerate(samples):
                 at = self.write(views, at, group, number)
-        images = self.dataset.images[[self.dataset.rows[number][0] for samples in rows for number in samples]]
-        image_rows = np.repeat(np.arange(len(rows)), [len(samples) for samples in rows])
-        found |= {"images": images, "image_rows": image_rows}
-        return {name: torch.from_numpy(values) for name, values in found.items()}
+        owners = np.repeat(np.arange(len(rows)), [len(samples) for samples in rows])
+        pictures = self.dataset.pictures_of([number for samples in rows for number in samples], owners)
+        return pictures | {name: torch.from_numpy(values) for name, values in found.items()}
 
     def write(self, row: dict[str, np.ndarray], at: int, group: int, number: int) -> int:
         """Put one sample into a row from token `at` on; returns where it ends."""
-        end = at + self.picture
+        before = self.picture * len(self.dataset.numbers(number))
+        end = at + before
         row["image_places"][at:end] = True
         row["segments"][at:end] = -1 - group
-        row["positions"][at:end] = np.arange(self.picture)
+        row["positions"][at:end] = np.arange(before)
         for place, text in enumerate(self.dataset.rows[number][1], start=1):
             at, end = end, end + len(text.ids)
             row["tokens"][at:end] = text.ids
             row["segments"][at:end] = group * TEXTS + place
-            row["positions"][at:end] = np.arange(self.picture, self.picture + len(text.ids))
+            row["positions"][at:end] = np.arange(before, before + len(text.ids))
             first = max(text.start, 1)
             row["labels"][at + first - 1 : end - 1] = text.ids[first:]
         return end

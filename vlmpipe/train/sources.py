@@ -29,8 +29,13 @@ class Source:
 
     def concat(self, other: "Source") -> "Source":
         shift = len(self.images)
-        moved = tuple(Pair(pair.image + shift, pair.question, pair.answer) for pair in other.pairs)
+        moved = tuple(Pair(moved_by(shift, pair.image), pair.question, pair.answer) for pair in other.pairs)
         return Source([*self.images, *other.images], self.pairs + moved)
+
+
+def moved_by(shift: int, image: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Numbers of pictures when `shift` others come before them."""
+    return tuple(number + shift for number in image) if isinstance(image, tuple) else image + shift
 
 
 def read_packed(directory: Path) -> Source:

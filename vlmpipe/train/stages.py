@@ -164,10 +164,11 @@ def make_batches(
     if config.pack is None:
         return Batches(dataset, size, config.seed, rank, world)
     kind = model.config.fusion.kind
-    if kind != "prefix":
+    if kind != "prefix" or model.config.vision.native is not None:
+        native = " and pictures of native size" if model.config.vision.native is not None else ""
         raise UserError(
-            f"pack: found a model with fusion '{kind}'; expected one that reads pictures in its row, such as "
-            f"model=llava; set pack to null"
+            f"pack: found a model with fusion '{kind}'{native}; expected one that reads pictures of one size in its "
+            f"row, such as model=llava; set pack to null"
         )
     if world > 1 and any(isinstance(part, BatchNorm) for part in model.modules()):
         raise UserError(
