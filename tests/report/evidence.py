@@ -110,7 +110,9 @@ def write_audit(root: Path) -> None:
 def write_models(root: Path, results: Path) -> None:
     for name, loss in (("scorer", 3.0), ("models/pretrain", 2.0), ("models/finetune", 1.0)):
         (root / name).mkdir(parents=True)
-        curve = [json.dumps({"step": step, "loss": loss, "lr": 1e-3 * step}) for step in range(1, 31)]
+        lines = [{"step": step, "loss": loss, "lr": 1e-3 * step, "grad_norm": 1 / step} for step in range(1, 31)]
+        lines[9] |= {"skipped": [9, 10]} if name == "models/pretrain" else {}
+        curve = [json.dumps(line) for line in lines]
         (root / name / "curves.jsonl").write_text("\n".join(curve) + "\n")
     for name, accuracy in (("pretrain", 0.25), ("finetune", 0.875)):
         metrics = {"vqa.accuracy": accuracy} | ({"vqa.accuracy_wrong_image": 0.375} if name == "finetune" else {})

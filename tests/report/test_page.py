@@ -118,6 +118,8 @@ def test_curves_and_predictions(page):
     titles = [plain(title) for title in re.findall(r"<h3>.*?</h3>", section(page, "training"))]
     assert titles == [f"{name}: 30 steps, loss {loss:.3f} at the end" for name, loss in
                       (("scorer", 3), ("pretrain", 2), ("finetune", 1))]
+    assert section(page, "training").count("gradient norm by step") == 3
+    assert section(page, "training").count("left out after a loss spike: batches 9, 10") == 1
     cards = re.findall(r"<figure>.*?</figure>", section(page, "predictions"), re.S)
     assert plain(cards[0]) == f"{HOSTILE} red expected red wrong picture: (nothing)"
     assert 'class="good"' in cards[0] and 'class="bad"' in cards[1] and cards[0].count("data:image/jpeg") == 2

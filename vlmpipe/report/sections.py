@@ -204,7 +204,7 @@ def _relative(path: Path, start: Path) -> str:
 # --- training and evaluation -------------------------------------------------------------------------------
 
 def training(workspace: Workspace, config: Any) -> dict | None:
-    """Loss and learning rate of every training."""
+    """Loss, learning rate and gradient norm of every training, and the batches that it left out."""
     found = []
     for name in ("scorer", "models/pretrain", "models/finetune"):
         path = workspace.root / name / "curves.jsonl"
@@ -212,10 +212,13 @@ def training(workspace: Workspace, config: Any) -> dict | None:
             points = [json.loads(line) for line in path.read_text().splitlines()]
             loss = [(point["step"], point["loss"]) for point in points]
             rate = [(point["step"], point["lr"]) for point in points]
+            norm = [(point["step"], point["grad_norm"]) for point in points]
             found.append({
                 "name": Path(name).name, "steps": len(points), "last": np.mean([loss for _, loss in loss[-20:]]).item(),
                 "loss": charts.lines({"loss": loss}, "loss by step", smooth=max(1, len(loss) // 100)),
                 "rate": charts.lines({"learning rate": rate}, "learning rate by step"),
+                "norm": charts.lines({"gradient norm": norm}, "gradient norm by step"),
+                "skipped": [number for point in points for number in point.get("skipped", ())],
             })
     return {"runs": found} if found else None
 
