@@ -5,7 +5,7 @@ import torch
 
 from tests.models.fusion.small import make_small
 from tests.models.tiny import pictures
-from vlmpipe.models.generate import Example, GenerationConfig, ask, generate, log_likelihoods
+from vlmpipe.models.generate import Example, GenerationConfig, ask, attention_map, generate, log_likelihoods
 from vlmpipe.models.processor import EncodedText, stack
 
 NAMES = ("flamingo", "visualgpt", "simvlm")
@@ -61,3 +61,11 @@ def test_beams_of_a_batch_are_those_of_each_row_and_no_less_likely_than_greedy(n
         assert generate(model, processor, [image], [prompt], 4, config=beams) == [together[row]]
         scores = [plain_score(model, processor, image, prompt, new[row]) for new in (together, greedy)]
         assert scores[0] >= scores[1] - 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_where_it_looked_is_a_distribution_over_the_picture(name):
+    model, processor = make_small(name)
+    found = attention_map(model, processor, pictures(1)[0], "what color is the circle?")
+    assert found.shape == (2, 2) and found.min() >= 0
+    assert found.sum().item() == pytest.approx(1)
