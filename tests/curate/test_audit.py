@@ -334,9 +334,17 @@ def test_scores_that_are_all_null_fail(world):
 
 
 def test_a_missing_annotation_column_fails(world):
-    _, failed = world.write(without=("phash", "clip_score")).audit(bias={"lexicons": LEXICON})
-    assert "annotated-main.phash" in failed and "selected.clip_score" in failed
+    _, failed = world.write(without=("phash",)).audit()
+    assert "annotated-main.phash" in failed
     assert 'column "phash"' in failed["annotated-main.phash"]["message"]
+
+
+def test_without_scores_none_are_asked_for(world):
+    """With the annotator of embeddings off there is no clip_score: the audit does without, and says nothing of it."""
+    found, failed = world.write(without=("clip_score",)).audit(bias={"lexicons": LEXICON})
+    assert failed == {} and not [name for name in found["metrics"] if name.startswith("annotations.score")]
+    suites = {record["suite"] for record in shards.read_json(world.root / "audit" / "expectations.json")}
+    assert "scores" not in suites and "annotated-main" in suites
 
 
 def test_a_selection_that_keeps_nothing_fails_and_is_written(world):

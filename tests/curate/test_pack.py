@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,20 @@ def test_datasets_reads_back_every_kept_pair(world, tmp_path):
     assert found["s3"]["caption"] == "caption 3 of s" and found["t3"]["caption"] is None
     assert (found["s3"]["section"], found["s3"]["rank"], found["s3"]["licence"]) == ("x", 3, "CC0")
     assert (found["s20"]["section"], found["s20"]["licence"], found["t3"]["rank"]) == (None, None, None)
+
+
+def test_with_the_embeddings_off_nothing_asks_for_scores(world, tmp_path):
+    (pools, notes, selection), out = world
+    for name in "ab":
+        settings = annotation.AnnotateConfig(embeddings=None)
+        annotation.annotate(name, pools / name, tmp_path / "scorer", notes / name, settings, Cluster("inline"))
+    assert not [name for name in "ab" if "clip_score" in shards.read_rows(notes / name).column_names]
+    select(pools, notes, tmp_path / "nowhere", selection, SelectConfig(order=ORDER, prefer="pixels"))
+    pack(pools, notes, selection, out, replace(CONFIG, check=True))
+    table = shards.read_rows(out, ["uid", "clip_score"])
+    assert len(table) == table["clip_score"].null_count == 40
+    checked = {record["column"] for record in shards.read_json(out / "expectations.json")}
+    assert "sha256" in checked and "clip_score" not in checked
 
 
 def test_near_duplicates_never_straddle(world):

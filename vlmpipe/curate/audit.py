@@ -9,7 +9,7 @@ import pandas as pd
 
 from vlmpipe.curate import bias, drift
 from vlmpipe.curate.bias import BiasConfig
-from vlmpipe.curate.census import Facts, Source, collect, find_sources, frames, group_columns, samples
+from vlmpipe.curate.census import Facts, Source, collect, find_sources, frames, group_columns, samples, scored_pools
 from vlmpipe.curate.duplicates import Near
 from vlmpipe.curate.evaluation import evaluation_images
 from vlmpipe.curate.expectations import ExpectationsConfig, Rule, between, clear, column, suite, suites, validate
@@ -57,7 +57,8 @@ def audit(
     out.mkdir(parents=True, exist_ok=True)
     clear(out / "data_docs")
     names = [source.name for source in sources]
-    rules, batches = suites(names, config.expectations), frames(sources, facts, config.expectations)
+    rules = suites(names, config.expectations, scored_pools(sources))
+    batches = frames(sources, facts, config.expectations)
     counts = _Metrics()
     _selection_metrics(counts, facts)
     drifted, note = _drift_suite(counts, drift.read_reference(champion), config.expectations.drift)

@@ -88,6 +88,11 @@ def _schema(directory: Path, shard: str | None = None) -> list[str]:
         raise corrupt(path, str(error).splitlines()[0]) from None
 
 
+def scored_pools(sources: Sequence[Source]) -> list[str]:
+    """The pools whose pairs were scored: the annotator can be off."""
+    return [source.name for source in sources if "clip_score" in _schema(source.annotations)]
+
+
 def group_columns(sources: Sequence[Source], wanted: Sequence[str]) -> list[str]:
     """The wanted columns of groups.
 

@@ -121,13 +121,19 @@ def suite_name(kind: str, pool: str) -> str:
     return f"{kind}-{pool.replace('.', '_')}"
 
 
-def suites(pools: Sequence[str], config: ExpectationsConfig) -> dict[str, list[Rule]]:
-    """Every suite by name. `audit.frames` gives each the columns named here."""
+def suites(pools: Sequence[str], config: ExpectationsConfig, scored: Sequence[str]) -> dict[str, list[Rule]]:
+    """Every suite by name. `audit.frames` gives each the columns named here.
+
+    Args:
+        scored: the pools with scores. Of the others none is expected, nor of all pools together where one has none.
+    """
+    whole = set(pools) <= set(scored)
     found = {suite_name("pool", pool): _pool_suite(config) for pool in pools} | {"selection": _selection_suite(config)}
     found |= {suite_name("raw", pool): _raw_suite() for pool in pools}
-    found |= {suite_name("annotated", pool): _annotated_suite(config) for pool in pools}
-    found["selected"] = _selected_suite(config)
-    found["scores"] = suite(column("clip_score", between((-1, 1)), *_quantile_rules(config)), rows=config.kept_rows)
+    found |= {suite_name("annotated", pool): _annotated_suite(config, pool in scored) for pool in pools}
+    found["selected"] = _selected_suite(config, whole)
+    if whole:
+        found["scores"] = suite(column("clip_score", between((-1, 1)), *_quantile_rules(config)), rows=config.kept_rows)
     return found
 
 
@@ -168,7 +174,7 @@ def _raw_suite() -> list[Rule]:
     )
 
 
-def _annotated_suite(config: ExpectationsConfig) -> list[Rule]:
+def _annotated_suite(config: ExpectationsConfig, scored: bool) -> list[Rule]:
     return suite(
         column("uid", unique()),
         column("width", between(config.sides), present=config.present),
@@ -176,11 +182,11 @@ def _annotated_suite(config: ExpectationsConfig) -> list[Rule]:
         column("caption_chars", between((0, None)), present=config.present),
         column("phash", present=config.present),
         column("language", present=config.present),
-        column("clip_score", between((-1, 1)), present=config.present),
+        _score(scored, config.present),
     )
 
 
-def _selected_suite(config: ExpectationsConfig) -> list[Rule]:
+def _selected_suite(config: ExpectationsConfig, scored: bool) -> list[Rule]:
     return suite(
         column("uid", unique()),
         column("status", one_of("downloaded")),
@@ -188,15 +194,19 @@ def _selected_suite(config: ExpectationsConfig) -> list[Rule]:
         column("width", between(config.sides)),
         column("height", between(config.sides)),
         column("caption_chars", between(config.caption_chars)),
-        column("clip_score", between((-1, 1))),
+        _score(scored),
     )
 
 
-def packed_suites(splits: Sequence[str], rows: int, captions: float) -> dict[str, list[Rule]]:
+def _score(scored: bool, present: float = 1.0) -> list[Rule]:
+    return column("clip_score", between((-1, 1)), present=present) if scored else []
+
+
+def packed_suites(splits: Sequence[str], rows: int, captions: float, scored: bool) -> dict[str, list[Rule]]:
     """The suites of packed data: its totals in one row, and one suite for each split.
 
     Args:
-        rows: how many were to be written. captions: the least share of rows with one.
+        rows: how many were to be written. captions: the least share of rows with one. scored: whether rows have scores.
     """
     totals = suite(
         column("rows", one_of(rows)),
@@ -211,7 +221,7 @@ def packed_suites(splits: Sequence[str], rows: int, captions: float) -> dict[str
         column("sha256"),
         column("width", between((1, None))),
         column("height", between((1, None))),
-        column("clip_score", between((-1, 1)), present=0.9),
+        _score(scored, 0.9),
         column("image_bytes", between((1, None))),
         column("image_is_jpeg", one_of(True)),
     )

@@ -107,7 +107,7 @@ def pack(
         shards.write_bytes_atomic(partial / "README.md", card(facts, funnel, chosen.extra, entries, tables).encode())
         shards.write_json(partial / croissant.FILE, _croissant(facts, funnel, chosen.extra, entries))
         shards.write_manifest(partial, KIND, entries, card=shards.sha256_file(partial / "README.md"), **facts)
-        failed = _failed(partial, entries, facts["splits"], config) if config.check else []
+        failed = _failed(partial, entries, facts["splits"], config, chosen.all_scored) if config.check else []
         if failed:
             raise UserError(_unlike(failed, partial, out))
         _move_into_place(partial, out)
@@ -126,14 +126,16 @@ def _croissant(facts: dict, funnel: dict, extra: pa.Schema, entries: Sequence[di
 
 # --- what is expected of the packed data -------------------------------------------------------------------
 
-def _failed(directory: Path, entries: Sequence[dict], splits: dict[str, int], config: PackConfig) -> list[dict]:
+def _failed(
+    directory: Path, entries: Sequence[dict], splits: dict[str, int], config: PackConfig, scored: bool
+) -> list[dict]:
     """Validate what was written, as it was written; the failed expectations."""
     totals, names = _Totals(), [name for name in SPLITS if splits[name]]
     frames = {
         f"packed-{name}": [totals.add(name, directory / file) for file in _files(entries, name)] for name in names
     }
     frames["packed"] = [totals.frame()]
-    rules = packed_suites(names, sum(splits.values()), config.captions)
+    rules = packed_suites(names, sum(splits.values()), config.captions, scored)
     records = validate(rules, frames, directory / "data_docs")
     shards.write_json(directory / "expectations.json", records)
     return [record for record in records if not record["success"]]
@@ -225,7 +227,8 @@ class Chosen:
     """The kept rows: sha256 [K], looks [K], and for each pool which of its rows are kept, bool.
 
     `version` is the sha256 of the kept uids, sorted, a line each: `sort | sha256sum`. `lineage` is
-    each pool's manifest by its sha256, `extra` the columns of the pools beyond those that all have.
+    each pool's manifest by its sha256, `extra` the columns of the pools beyond those that all have, `scored` the pools
+    with scores (the annotator can be off).
     """
 
     pools: Path
@@ -236,6 +239,11 @@ class Chosen:
     kept: dict[str, np.ndarray]
     sha256: np.ndarray
     looks: Looks
+    scored: list[str]
+
+    @property
+    def all_scored(self) -> bool:
+        return set(self.scored) == set(self.kept)
 
 
 def read_selection(pools: Path, annotations: Path, selection: Path) -> Chosen:
@@ -264,7 +272,14 @@ def read_selection(pools: Path, annotations: Path, selection: Path) -> Chosen:
     extra = extra_schema(pools, sorted(lineage))
     uids = sorted(decisions["uid"].filter(decisions["kept"]).to_pylist())
     version = hashlib.sha256("".join(f"{uid}\n" for uid in uids).encode()).hexdigest()
-    return Chosen(pools, annotations, version, lineage, extra, kept, np.concatenate(digests).astype("S64"), both)
+    scored = [name for name in lineage if "clip_score" in _columns(annotations / name)]
+    digests = np.concatenate(digests).astype("S64")
+    return Chosen(pools, annotations, version, lineage, extra, kept, digests, both, scored)
+
+
+def _columns(annotations: Path) -> set[str]:
+    files = (f"{shard['name']}.parquet" for shard in shards.read_manifest(annotations)["shards"])
+    return {column for file in files for column in pq.read_schema(annotations / file).names}
 
 
 def assign_splits(sha256: np.ndarray, looks: Looks, config: PackConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -341,7 +356,8 @@ def _kept_batches(chosen: Chosen, split: np.ndarray, config: PackConfig) -> Iter
             row, done = row + shard["rows"], done + len(kept)
             if len(kept):
                 rows = shards.read_shard_rows(pool, shard["name"]).take(pa.array(kept))
-                scores = shards.read_shard_rows(chosen.annotations / name, shard["name"], ["uid", "clip_score"])
+                wanted = ["uid", "clip_score"] if name in chosen.scored else ["uid"]
+                scores = shards.read_shard_rows(chosen.annotations / name, shard["name"], wanted)
                 table = _dataset_columns(rows, scores, chosen.extra, config.licences.get(name))
                 boxes = _faces(chosen.annotations / name, shard["name"], table["uid"]) if config.blur_faces else None
                 yield from _by_split(pool, shard["name"], table, splits, boxes)
@@ -350,7 +366,8 @@ def _kept_batches(chosen: Chosen, split: np.ndarray, config: PackConfig) -> Iter
 def _dataset_columns(rows: pa.Table, scores: pa.Table, extra: pa.Schema, licence: str | None) -> pa.Table:
     """The dataset's columns, without the picture, of some rows of a pool."""
     place = pc.index_in(rows["uid"], value_set=scores["uid"])
-    rows = rows.append_column("clip_score", scores["clip_score"].take(place))
+    if "clip_score" in scores.column_names:
+        rows = rows.append_column("clip_score", scores["clip_score"].take(place))
     stated = [rows[name].cast(pa.string()) for name in LICENCE_COLUMNS if name in rows.column_names]
     missing = pa.array([licence] * len(rows), pa.string())
     columns = {"licence": pc.coalesce(*stated, missing)}
