@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmpipe.errors import UserError
 from vlmpipe.models.generate.beam import beam_search
+from vlmpipe.models.generate.classify import classify_answers
 from vlmpipe.models.generate.config import GREEDY, GenerationConfig
 from vlmpipe.models.generate.decode import decode
 from vlmpipe.models.generate.likelihood import log_likelihoods
@@ -45,10 +46,13 @@ def answer(
     limit: int = 16, config: GenerationConfig = GREEDY, *, examples: Sequence[Example] = (),
     choices: Sequence[str] | None = None,
 ) -> list[str]:
-    """One answer per (image, question): a language model says it, a dual encoder picks one of `processor.answers`.
+    """One answer per (image, question): a language model says it, others pick one of `processor.answers`, by the head
+    for that or as a dual encoder.
 
     `examples` are shown before each question, `choices` are all that a language model may say.
     """
+    if model.language_model is None and model.answers is not None:
+        return classify_answers(model, processor, images, questions)
     if model.language_model is None:
         return rank_answers(model, processor, picture_inputs(model, processor, images)["images"], questions)
     prompts = [processor.encode_question(question) for question in questions]

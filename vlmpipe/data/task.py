@@ -1,0 +1,44 @@
+"""What a model is fine-tuned on and tested with: records of one dataset's official files, and their pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmpipe.config import nearest
+from vlmpipe.data.pictures import Pictures, pictures
+from vlmpipe.data.readers import READERS
+from vlmpipe.data.records import Record
+from vlmpipe.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """reader: of the files' format, see `data.readers`. path: the folder that holds `train/` and `test/`, which the
+    pipeline hands to its stages. images: where the pictures lie in each of them."""
+
+    reader: str = "vqav2"
+    path: str = ""
+    images: str = "images"
+
+    def __post_init__(self) -> None:
+        if self.reader not in READERS:
+            known = ", ".join(READERS)
+            raise UserError(f"reader: found '{self.reader}'{nearest(self.reader, READERS)}; expected one of {known}")
+
+
+def read_records(split: Path, task: TaskConfig) -> Sequence[Record]:
+    """The records of `train/` or `test/`.
+
+    Raises:
+        UserError: as the reader says.
+    """
+    return READERS[task.reader](Path(split))
+
+
+def read_pictures(split: Path, task: TaskConfig) -> Pictures:
+    """Their pictures by name.
+
+    Raises:
+        UserError: as `pictures` says.
+    """
+    return pictures(Path(split) / task.images)

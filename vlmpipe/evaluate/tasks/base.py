@@ -1,0 +1,176 @@
+"""What every task shares: its config, samples and scores, and which wrong picture stands in for the right one."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vlmpipe.data.records import Record
+from vlmpipe.data.task import TaskConfig, read_pictures, read_records
+from vlmpipe.errors import UserError
+from vlmpipe.images import NotAnImage, decode_rgb
+
+TaskName = Literal[
+    "captioning", "vqa", "classification", "statements", "segmentation", "referring", "detection"
+]
+TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "there is a {}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What to measure and how.
+
+    limit: at most so many samples of each task, drawn with `seed`; null takes all. chunk: samples that one worker
+    takes at once; batch_size: samples in one forward pass. attention_samples: pictures with attention maps, of models
+    that can show where they look. templates: sentences for the classes that a dual encoder chooses among.
+    """
+
+    tasks: tuple[TaskName, ...] = ("captioning", "vqa")
+    batch_size: int = 64
+    chunk: int = 256
+    limit: int | None = None
+    answer_tokens: int = 16
+    caption_tokens: int = 64
+    attention_samples: int = 12
+    seed: int = 0
+    templates: tuple[str, ...] = TEMPLATES
+
+    def __post_init__(self):
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise UserError(f"tasks: found {list(self.tasks)}; expected at least one, each once")
+        for name, least in (("batch_size", 1), ("chunk", 1), ("answer_tokens", 1), ("caption_tokens", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: found {getattr(self, name)}; expected at least {least}")
+        if self.attention_samples < 0 or (self.limit is not None and self.limit < 1):
+            raise UserError("attention_samples and limit: expected at least 0 and 1; use null for no limit")
+        if not self.templates or any(text.count("{}") != 1 for text in self.templates):
+            raise UserError(f"templates: found {list(self.templates)}; expected texts with one {{}} each")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing to ask; an empty question asks for a caption.
+
+    `image`, `wrong_image`: keys of the task's pictures, or tuples of keys. `truth`: what answers can't say, such as a
+    mask; `choices`: what there is to choose among.
+    """
+
+    id: str
+    image: Any
+    wrong_image: Any
+    question: str
+    answers: tuple[str, ...]
+    slices: Mapping[str, str] = field(default_factory=dict)
+    truth: Any = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A task's numbers, the counts that they rest on, and per sample (by id) the row for the score store."""
+
+    metrics: dict[str, float]
+    n: dict[str, int]
+    rows: dict[str, dict]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """read: the samples of a split. pictures: its encoded images by key. predict: the model's part, a row of plain
+    values for each sample of a batch. score: the metrics of all rows. packed: whether the split is of the packed
+    dataset rather than of the task's own files."""
+
+    read: Callable[[Path, TaskConfig], list[Sample]]
+    pictures: Callable[[Path, set, TaskConfig], Mapping[Any, bytes]]
+    predict: Callable[..., list[dict]]
+    score: Callable[[list[Sample], list[dict]], Scores]
+    packed: bool = False
+
+
+# --- pictures ----------------------------------------------------------------------------------------------
+
+def decode(pictures: Mapping[Any, bytes], key: Any) -> Image.Image:
+    """One picture as RGB.
+
+    Raises:
+        UserError: there is no such picture, or it does not decode.
+    """
+    try:
+        return decode_rgb(pictures[key])
+    except (KeyError, NotAnImage) as error:
+        why = "no picture" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"found {why} for {key!r}; expected a picture that decodes; mend the evaluation set") from None
+
+
+def decode_all(pictures: Mapping[Any, bytes], key: Any) -> Image.Image | tuple[Image.Image, ...]:
+    """A sample's picture, or its pictures."""
+    return tuple(decode(pictures, one) for one in key) if isinstance(key, tuple) else decode(pictures, key)
+
+
+def keys_of(samples: Sequence[Sample]) -> set:
+    """Of every picture that the samples show, right or wrong."""
+    shown = [key for sample in samples for key in (sample.image, sample.wrong_image)]
+    return {one for key in shown for one in (key if isinstance(key, tuple) else (key,))}
+
+
+def task_pictures(split: Path, keys: set, task: TaskConfig) -> dict[Any, bytes]:
+    """The pictures of a task's own files."""
+    found = read_pictures(split, task)
+    return {key: found[key] for key in keys}
+
+
+def mismatch(keys: Mapping[Any, str], what: str) -> dict[Any, Any]:
+    """For each id another id whose key differs: the distinct keys in random order, each paired with the next.
+
+    Raises:
+        UserError: fewer than two distinct keys.
+    """
+    ids_of: dict[str, list] = {}
+    for sample, key in keys.items():
+        ids_of.setdefault(key, []).append(sample)
+    if len(ids_of) < 2:
+        raise UserError(f"found {len(ids_of)} distinct {what}; expected at least 2, so that one can be the wrong one")
+    # The pairing belongs to the data set, not to a run: every model is shown the same wrong pictures.
+    distinct = sorted(ids_of)
+    order = [distinct[index] for index in np.random.default_rng(0).permutation(len(distinct))]
+    follower = dict(zip(order, order[1:] + order[:1], strict=True))
+    wrong = {}
+    for key, members in ids_of.items():
+        donors = ids_of[follower[key]]
+        wrong |= {sample: donors[index % len(donors)] for index, sample in enumerate(members)}
+    return wrong
+
+
+# --- records -----------------------------------------------------------------------------------------------
+
+def records_of(split: Path, task: TaskConfig, kinds: type | tuple[type, ...], name: str) -> list[Record]:
+    """The records of a split, which are of these kinds.
+
+    Raises:
+        UserError: they are others, or none.
+    """
+    found = list(read_records(split, task))
+    wrong = next((record for record in found if not isinstance(record, kinds)), None)
+    if not found or wrong is not None:
+        said = type(wrong).__name__ if found else "no record"
+        expected = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+        raise UserError(
+            f"{split}: found {said} by the reader '{task.reader}'; expected {expected} for the task '{name}'; choose "
+            f"another task group or set evaluate.finetune.tasks"
+        )
+    return found
+
+
+def file_id(text: str) -> str:
+    """An id that can name a file: `red_circle/000001.jpg` becomes `red_circle-000001.jpg`."""
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
+def slug(text: str) -> str:
+    """A name that fits behind a dot: `what color is the` becomes `what_color_is_the`."""
+    return re.sub(r"\W+", "_", text.strip().lower()).strip("_") or "none"

@@ -1,0 +1,91 @@
+"""Classification: the name of what a picture shows, out of all names that the test split has."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from vlmpipe.data.records import ClassRecord
+from vlmpipe.data.task import TaskConfig
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
+from vlmpipe.models import Processor, VisionLanguageModel
+from vlmpipe.models.generate import answer, choose, embed_texts
+
+QUESTION = "what is it?"  # of models that classify answers
+
+
+def read_classes(split: Path, task: TaskConfig) -> list[Sample]:
+    """One sample per picture; the wrong picture shows something else."""
+    records = records_of(split, task, ClassRecord, "classification")
+    wrong = mismatch({record.image: record.label for record in records}, f"classes in {split}")
+    names = tuple(sorted({record.label for record in records}))
+    return [
+        Sample(file_id(record.id), record.image, wrong[record.image], QUESTION, (record.label,), choices=names)
+        for record in records
+    ]
+
+
+def predict_classes(
+    model: VisionLanguageModel, processor: Processor, batch: Sequence[Sample], right: Sequence[Image.Image],
+    wrong: Sequence[Image.Image], config: EvaluateConfig,
+) -> list[dict]:
+    """The name for either picture."""
+    names = batch[0].choices
+    said = (classify(model, processor, images, names, config.templates) for images in (right, wrong))
+    return [{"right": one, "wrong": other} for one, other in zip(*said, strict=True)]
+
+
+def classify(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], names: Sequence[str],
+    templates: Sequence[str],
+) -> list[str]:
+    """A language model chooses the likeliest caption, a model of answers one of those it knows, a dual encoder the
+    nearest name."""
+    if model.language_model is not None:
+        captions = [templates[-1].format(name) for name in names]
+        chosen = choose(model, processor, images, [""] * len(images), captions)
+        return [names[captions.index(text)] for text in chosen]
+    if model.answers is not None:
+        return answer(model, processor, images, [QUESTION] * len(images))
+    weights_AE = name_embeddings(model, processor, names, templates)
+    with torch.no_grad():
+        image_BE = model.encode_image(processor.images(images).to(model.device))
+    return [names[index] for index in (image_BE @ weights_AE.T).argmax(dim=1).tolist()]
+
+
+def name_embeddings(
+    model: VisionLanguageModel, processor: Processor, names: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """[A, E] unit norm: the mean over the templates of each name's embeddings (CLIP, arXiv 2103.00020, section
+    3.1.4)."""
+    texts = [template.format(name) for name in names for template in templates]
+    parts = [embed_texts(model, processor, texts[at : at + 512]) for at in range(0, len(texts), 512)]
+    return F.normalize(torch.cat(parts).unflatten(0, (len(names), -1)).mean(dim=1), dim=-1)
+
+
+def score_classes(samples: list[Sample], rows: list[dict]) -> Scores:
+    """Accuracy with either picture, and of the most common class for all."""
+    right, wrong = (
+        {sample.id: float(row[which] == sample.answers[0]) for sample, row in zip(samples, rows, strict=True)}
+        for which in ("right", "wrong")
+    )
+    blind = max(Counter(sample.answers[0] for sample in samples).values()) / len(samples)
+    metrics = {
+        "accuracy": sum(right.values()) / len(right),
+        "accuracy_wrong_image": sum(wrong.values()) / len(wrong),
+        "accuracy_blind": blind,
+    }
+    metrics["gain_over_blind"] = metrics["accuracy"] - blind
+    stored = {
+        sample.id: {
+            "prediction": row["right"], "score": right[sample.id], "wrong_prediction": row["wrong"],
+            "wrong_score": wrong[sample.id],
+        }
+        for sample, row in zip(samples, rows, strict=True)
+    }
+    details = {"accuracy": {"classes": len(samples[0].choices)}}
+    return Scores(metrics, dict.fromkeys(metrics, len(samples)), stored, details)

@@ -1,0 +1,163 @@
+"""Places that phrases name: masks and boxes.
+
+Shapes: y and x pixels of the picture.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vlmpipe.data.records import Box, DetectionRecord, RegionRecord
+from vlmpipe.data.task import TaskConfig
+from vlmpipe.errors import UserError
+from vlmpipe.evaluate.metrics import MetricResult
+from vlmpipe.evaluate.regions import box_iou, refexp_accuracy, segmentation_iou
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
+from vlmpipe.models import Processor, VisionLanguageModel
+from vlmpipe.models.locate import detect, segment
+from vlmpipe.train.regions import Query, queries_of_detections, queries_of_regions
+
+SURE = 0.5  # of a pixel
+GUESSES = 200  # boxes that are tried as the one guess for all
+GRID = 32  # places down and across of the one mask that is guessed for all
+
+
+def read_masks(split: Path, task: TaskConfig) -> list[Sample]:
+    """One sample per phrase with masks."""
+    records = records_of(split, task, (RegionRecord, DetectionRecord), "segmentation")
+    detections = isinstance(records[0], DetectionRecord)
+    queries = queries_of_detections(records) if detections else queries_of_regions(records)
+    return queried([query for query in queries if query.masks], split)
+
+
+def read_expressions(split: Path, task: TaskConfig) -> list[Sample]:
+    """One sample per expression for one thing."""
+    return queried(queries_of_regions(records_of(split, task, RegionRecord, "referring")), split)
+
+
+def queried(queries: Sequence[Query], split: Path) -> list[Sample]:
+    if not queries:
+        raise UserError(f"{split}: found no phrase with what it names; expected some; check the annotations")
+    wrong = mismatch({query.image: query.image for query in queries}, f"pictures in {split}")
+    return [
+        Sample(
+            f"{number}-{file_id(query.image)}", query.image, wrong[query.image], query.phrase, (query.phrase,),
+            truth=query,
+        )
+        for number, query in enumerate(queries)
+    ]
+
+
+# --- masks -------------------------------------------------------------------------------------------------
+
+def predict_masks(
+    model: VisionLanguageModel, processor: Processor, batch: Sequence[Sample], right: Sequence[Image.Image],
+    wrong: Sequence[Image.Image], config: EvaluateConfig,
+) -> list[dict]:
+    """Bool [y, x] of the true picture's size, from either picture."""
+    found = []
+    for sample, pictures in zip(batch, zip(right, wrong, strict=True), strict=True):
+        size = sample.truth.size
+        seen = (segment(model, processor, picture.resize(size), [sample.question])[0] for picture in pictures)
+        found.append(dict(zip(("right", "wrong"), (mask.numpy() > SURE for mask in seen))))
+    return found
+
+
+def true_mask(query: Query) -> np.ndarray:
+    """Bool [y, x] of all that the phrase names."""
+    return np.logical_or.reduce([mask.pixels().astype(bool) for mask in query.masks])
+
+
+def score_masks(samples: list[Sample], rows: list[dict]) -> Scores:
+    """Mean and cumulative IoU with either picture, and of the best mask that is the same for all."""
+    truth = {sample.id: true_mask(sample.truth) for sample in samples}
+    right, wrong = (
+        segmentation_iou({sample.id: row[which] for sample, row in zip(samples, rows, strict=True)}, truth)
+        for which in ("right", "wrong")
+    )
+    blind = best_blind_mask(truth)
+    metrics = {
+        "iou": right.value, "iou_wrong_image": wrong.value, "iou_blind": blind.value,
+        "gain_over_blind": right.value - blind.value,
+        "cumulative_iou": right.details["cumulative"], "cumulative_iou_wrong_image": wrong.details["cumulative"],
+        "cumulative_iou_blind": blind.details["cumulative"], "precision@0.5": right.details["precision@0.5"],
+    }
+    return Scores(metrics, dict.fromkeys(metrics, len(samples)), stored(right, wrong))
+
+
+def best_blind_mask(truth: dict[str, np.ndarray]) -> MetricResult:
+    """The places that are often enough marked, at the frequency that scores best."""
+    small = {key: shrink(mask) for key, mask in truth.items()}
+    often = np.mean(list(small.values()), axis=0)
+    levels = np.unique(np.quantile(often, np.linspace(0, 0.95, 8)))
+    guesses = (dict.fromkeys(small, often >= level) for level in levels)
+    return max((segmentation_iou(guess, small) for guess in guesses), key=lambda result: result.value)
+
+
+def shrink(mask: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(mask).resize((GRID, GRID), Image.Resampling.NEAREST))
+
+
+# --- boxes -------------------------------------------------------------------------------------------------
+
+def predict_boxes(
+    model: VisionLanguageModel, processor: Processor, batch: Sequence[Sample], right: Sequence[Image.Image],
+    wrong: Sequence[Image.Image], config: EvaluateConfig,
+) -> list[dict]:
+    """The surest box for each phrase, in pixels of the true picture, from either picture."""
+    return [
+        dict(zip(("right", "wrong"), (find(model, processor, seen.resize(sample.truth.size), sample.question)
+                                      for seen in pictures)))
+        for sample, pictures in zip(batch, zip(right, wrong, strict=True), strict=True)
+    ]
+
+
+def find(model: VisionLanguageModel, processor: Processor, picture: Image.Image, phrase: str) -> Box:
+    """By the head for boxes, or around the mask; a box of no size where nothing was marked."""
+    if model.detection is not None:
+        return tuple(detect(model, processor, picture, [phrase], least=0.0).boxes[0].tolist())
+    rows, columns = np.nonzero(segment(model, processor, picture, [phrase])[0].numpy() > SURE)
+    if not len(rows):
+        return 0.0, 0.0, 0.0, 0.0
+    return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
+
+
+def score_boxes(samples: list[Sample], rows: list[dict]) -> Scores:
+    """The share of boxes with an IoU of 0.5, with either picture, and of the best box that is the same for all."""
+    truth = {sample.id: sample.truth.boxes[0] for sample in samples}
+    right, wrong = (
+        refexp_accuracy({sample.id: row[which] for sample, row in zip(samples, rows, strict=True)}, truth)
+        for which in ("right", "wrong")
+    )
+    blind = best_blind_box(samples)
+    metrics = {
+        "accuracy": right.value, "accuracy_wrong_image": wrong.value, "accuracy_blind": blind,
+        "gain_over_blind": right.value - blind, "mean_iou": right.details["mean_iou"],
+    }
+    said = {
+        sample.id: {"prediction": written(row["right"]), "wrong_prediction": written(row["wrong"])}
+        for sample, row in zip(samples, rows, strict=True)
+    }
+    scores = stored(right, wrong)
+    return Scores(
+        metrics, dict.fromkeys(metrics, len(samples)), {key: said[key] | scores[key] for key in scores}
+    )
+
+
+def best_blind_box(samples: Sequence[Sample]) -> float:
+    """How often the best of the true boxes, as shares of its picture, fits in all pictures."""
+    shares = [tuple(np.array(sample.truth.boxes[0]) / (sample.truth.size * 2)) for sample in samples]
+    guesses = shares[:: max(1, len(shares) // GUESSES)]
+    return max(np.mean([box_iou(guess, true) >= 0.5 for true in shares]) for guess in guesses).item()
+
+
+def written(box: Sequence[float]) -> str:
+    return " ".join(f"{value:.1f}" for value in box)
+
+
+def stored(right: MetricResult, wrong: MetricResult) -> dict[str, dict]:
+    return {
+        key: {"score": score, "wrong_score": wrong.per_sample[key]} for key, score in right.per_sample.items()
+    }

@@ -1,0 +1,94 @@
+"""Statements about pictures: true or false, and whether a sentence is judged right wherever it is said (NLVR2)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from vlmpipe.data.records import StatementRecord
+from vlmpipe.data.task import TaskConfig
+from vlmpipe.errors import UserError
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, records_of
+from vlmpipe.evaluate.tasks.questions import shown, wrong_pictures
+from vlmpipe.models import Processor, VisionLanguageModel
+from vlmpipe.models.generate import answer, to_device
+from vlmpipe.models.processor import stack
+
+WORDS = {True: "yes", False: "no"}
+
+
+def read_statements(split: Path, task: TaskConfig) -> list[Sample]:
+    """One sample per judged statement; the wrong pictures are those of another statement."""
+    records = [record for record in records_of(split, task, StatementRecord, "statements") if record.label is not None]
+    if not records:
+        raise UserError(f"{split}: found no judged statement; expected some; test on a split with labels")
+    wrong = wrong_pictures([record.images for record in records], split, task)
+    return [
+        Sample(
+            file_id(record.id), shown(record.images), shown(wrong[record.images]), record.sentence,
+            (WORDS[record.label],), {**record.slices, "group": record.group},
+        )
+        for record in records
+    ]
+
+
+def predict_statements(
+    model: VisionLanguageModel, processor: Processor, batch: Sequence[Sample], right: Sequence, wrong: Sequence,
+    config: EvaluateConfig,
+) -> list[dict]:
+    """Yes or no to each sentence, with either pictures."""
+    said = [sample.question for sample in batch]
+    judged = (judge(model, processor, images, said) for images in (right, wrong))
+    return [{"right": one, "wrong": other} for one, other in zip(*judged, strict=True)]
+
+
+def judge(model: VisionLanguageModel, processor: Processor, images: Sequence, sentences: Sequence[str]) -> list[str]:
+    """Whether each sentence is true of its pictures: by the head for that, or as an answer."""
+    if model.statement is None:
+        return answer(model, processor, images, sentences, limit=4)
+    pictures = [picture for seen in images for picture in seen]
+    own = [(place, sentence) for seen, sentence in zip(images, sentences, strict=True) for place in range(len(seen))]
+    words = to_device(stack([[processor.encode(sentence)] for _, sentence in own]), model)
+    numbers = torch.tensor([place for place, _ in own], device=model.device)
+    with torch.no_grad():
+        inputs = {"images": processor.images(pictures).to(model.device), "frames": numbers, **words}
+        labels = model(**inputs, heads=("statement",)).statement.argmax(dim=1).tolist()
+    return [WORDS[bool(label)] for label in labels]
+
+
+def score_statements(samples: list[Sample], rows: list[dict]) -> Scores:
+    """Accuracy and consistency, with either pictures, and of the best answer given always."""
+    right, wrong = (
+        {sample.id: float(row[which] == sample.answers[0]) for sample, row in zip(samples, rows, strict=True)}
+        for which in ("right", "wrong")
+    )
+    always = [{sample.id: float(sample.answers[0] == word) for sample in samples} for word in WORDS.values()]
+    metrics = {"accuracy": mean(right), "accuracy_wrong_image": mean(wrong), "accuracy_blind": max(map(mean, always))}
+    metrics["gain_over_blind"] = metrics["accuracy"] - metrics["accuracy_blind"]
+    n = dict.fromkeys(metrics, len(samples))
+    metrics |= {
+        "consistency": consistency(samples, right),
+        "consistency_wrong_image": consistency(samples, wrong),
+        "consistency_blind": max(consistency(samples, hits) for hits in always),
+    }
+    groups = len({sample.slices["group"] for sample in samples})
+    stored = {
+        sample.id: {
+            "prediction": row["right"], "score": right[sample.id], "wrong_prediction": row["wrong"],
+            "wrong_score": wrong[sample.id],
+        }
+        for sample, row in zip(samples, rows, strict=True)
+    }
+    return Scores(metrics, dict.fromkeys(metrics, groups) | n, stored)
+
+
+def consistency(samples: Sequence[Sample], hits: Mapping[str, float]) -> float:
+    """The share of sentences that are judged right with all of their pictures."""
+    groups: dict[str, list[float]] = {}
+    for sample in samples:
+        groups.setdefault(sample.slices["group"], []).append(hits[sample.id])
+    return sum(all(found) for found in groups.values()) / len(groups)
+
+
+def mean(hits: Mapping[str, float]) -> float:
+    return sum(hits.values()) / len(hits)
