@@ -30,8 +30,11 @@ key that maps nowhere, on either side, is an error that names it. `pytest tests/
 
 from vlmpipe.models.pretrained.families import FAMILIES
 from vlmpipe.models.pretrained.family import Family
+from vlmpipe.models.pretrained.join import join_huggingface
 from vlmpipe.models.pretrained.load import convert, from_huggingface
 from vlmpipe.models.pretrained.processor import HuggingFaceProcessor
 from vlmpipe.models.pretrained.save import to_huggingface
 
-__all__ = ["FAMILIES", "Family", "HuggingFaceProcessor", "convert", "from_huggingface", "to_huggingface"]
+__all__ = [
+    "FAMILIES", "Family", "HuggingFaceProcessor", "convert", "from_huggingface", "join_huggingface", "to_huggingface",
+]
