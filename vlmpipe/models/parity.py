@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.pretrained.families import FAMILIES
+from vlmpipe.models.pretrained.families import FAMILIES, model_type
 from vlmpipe.models.pretrained.family import Family, Inputs
 from vlmpipe.models.pretrained.keys import KeyMap, matches, to_theirs
 from vlmpipe.models.pretrained.load import convert, family_of, load_theirs, locate, read_config
@@ -44,14 +44,15 @@ def parity(source: str | Path, seed: int = 0) -> list[Difference]:
     """
     directory = locate(source)
     config = read_config(directory)
-    theirs = load_theirs(directory, family_of(config.model_type))
+    theirs = load_theirs(directory, family_of(config.to_dict()))
     processor = read_processor(directory, config.to_dict())
     return compare(config, theirs, processor, seed)
 
 
 def compare(config: Any, theirs: nn.Module, processor: Any = None, seed: int = 0) -> list[Difference]:
     """The same for a module of transformers in memory."""
-    family, content = family_of(config.model_type), config.to_dict()
+    content = config.to_dict()
+    family = family_of(content)
     ours = convert(content, theirs.state_dict(), processor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -165,7 +166,8 @@ def random_module(kind: str, seed: int = 0, **changes: Any) -> tuple[Any, nn.Mod
     import transformers
 
     family = FAMILIES[kind]
-    config = transformers.AutoConfig.for_model(kind, **{**family.tiny, **changes})
+    config = transformers.AutoConfig.for_model(model_type(kind), **{**family.tiny, **changes})
+    config.architectures = [family.architecture]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         theirs = getattr(transformers, family.architecture)(config)

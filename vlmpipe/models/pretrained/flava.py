@@ -1,6 +1,6 @@
 """FLAVA (arXiv 2112.04482) with all heads and its codebook, and what other families of that time share."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -76,9 +76,17 @@ def write_transformer(config: TransformerConfig) -> dict[str, Any]:
     return {**clip.write_transformer(config), "qkv_bias": config.qkv_bias is not False}
 
 
-def expect_fusion(config: VLMConfig, kind: str) -> None:
-    if config.fusion.kind != kind:
-        raise UserError(f"fusion: found '{config.fusion.kind}'; expected '{kind}'")
+def expect(config: VLMConfig, fusion: str, *heads: str) -> None:
+    """Refuse a model of another kind than their class is.
+
+    Raises:
+        UserError: another fusion, or other heads than these.
+    """
+    found = [field.name for field in fields(config.heads) if getattr(config.heads, field.name) is not None]
+    if config.fusion.kind != fusion or set(found) != set(heads):
+        raise UserError(
+            f"model: found fusion '{config.fusion.kind}' with heads {found}; expected '{fusion}' with {list(heads)}"
+        )
 
 
 # --- configs ---------------------------------------------------------------------------------------------
@@ -128,10 +136,8 @@ def read_heads(theirs: Theirs, names: Names) -> HeadsConfig:
 
 
 def write(config: VLMConfig) -> dict[str, Any]:
-    expect_fusion(config, "multimodal")
+    expect(config, "multimodal", "projection", "matching", "masked_text", "masked_image")
     vision, heads = config.vision, config.heads
-    if None in (heads.projection, heads.matching, heads.masked_text, heads.masked_image):
-        raise UserError("heads: found some of FLAVA's missing; expected projection, matching and both masked ones")
     both, book = config.fusion.multimodal.transformer, heads.masked_image.codebook
     codes = {"vocab_size": heads.masked_image.codes}
     sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size, "mask_token": vision.mask_token}

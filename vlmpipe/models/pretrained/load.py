@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.pretrained.families import FAMILIES
+from vlmpipe.models.pretrained.families import FAMILIES, kind_of
 from vlmpipe.models.pretrained.family import Family
 from vlmpipe.models.pretrained.keys import matches, to_ours
 from vlmpipe.models.pretrained.processor import HuggingFaceProcessor, read_processor
@@ -44,7 +44,7 @@ def from_huggingface(
         raise UserError(f"part: found {part!r}; expected one of {', '.join(PARTS)}")
     directory = locate(source)
     config = read_config(directory)
-    family = family_of(config.model_type)
+    family = family_of(config.to_dict())
     theirs = load_theirs(directory, family)
     processor = read_processor(directory, config.to_dict())
     model = convert(config.to_dict(), theirs.state_dict(), processor)
@@ -53,10 +53,8 @@ def from_huggingface(
     return model.to(device).eval(), processor
 
 
-def family_of(kind: str) -> Family:
-    if kind not in FAMILIES:
-        raise UserError(f"model_type: found {kind!r}; expected one of {', '.join(FAMILIES)}")
-    return FAMILIES[kind]
+def family_of(theirs: Mapping[str, Any]) -> Family:
+    return FAMILIES[kind_of(theirs)]
 
 
 def convert(theirs: Mapping[str, Any], weights: Mapping[str, Tensor], processor: Any = None) -> nn.Module:
@@ -66,7 +64,7 @@ def convert(theirs: Mapping[str, Any], weights: Mapping[str, Tensor], processor:
         weights: the state of the family's `architecture`.
         processor: gives the model the mean and the deviation that its pictures are normalised with.
     """
-    family = family_of(theirs["model_type"])
+    family = family_of(theirs)
     config = normalised_as(family.read(theirs, frozenset(weights)), processor)
     state = to_ours({name: weight.float() for name, weight in weights.items()}, family.keys(config), family.ignored)
     with torch.random.fork_rng(devices=[]):

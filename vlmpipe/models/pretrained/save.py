@@ -11,7 +11,7 @@ from torch import nn
 from vlmpipe.errors import UserError
 from vlmpipe.models.heads import ProjectionConfig
 from vlmpipe.models.layers import TransformerConfig
-from vlmpipe.models.pretrained.families import FAMILIES
+from vlmpipe.models.pretrained.families import FAMILIES, kind_of, model_type
 from vlmpipe.models.pretrained.family import Family
 from vlmpipe.models.pretrained.keys import matches, to_theirs
 from vlmpipe.models.pretrained.load import without
@@ -38,7 +38,8 @@ def to_huggingface(
     Args:
         model: a VisionLanguageModel, VisionEncoder or TextModel.
         processor: ours or one from Hugging Face; None writes neither tokenizer nor image processor.
-        kind: the `model_type`; None: what the model came from, or the first family that says all that its config says.
+        kind: the family's name in FAMILIES; None: what the model came from, or the first family that says all that its
+            config says.
         dtype: of the weights in the file; None: as they are.
 
     Raises:
@@ -46,7 +47,7 @@ def to_huggingface(
     """
     kind = kind or fitting(model)
     if kind not in FAMILIES:
-        raise UserError(f"model_type: found {kind!r}; expected one of {', '.join(FAMILIES)}")
+        raise UserError(f"kind: found {kind!r}; expected one of {', '.join(FAMILIES)}")
     family, directory = FAMILIES[kind], Path(directory)
     exchanged = exchange(processor, family)
     theirs = their_module(family, theirs_of(kind, model, special_tokens(processor, exchanged)), model.config)
@@ -81,13 +82,13 @@ def theirs_of(kind: str, model: nn.Module, ids: dict[str, Any]) -> Any:
 
     family, origin = FAMILIES[kind], getattr(model, "huggingface", {})
     written = family.write(model.config)
-    if origin.get("model_type") == kind:
+    if origin and kind_of(origin) == kind:
         known = same(family.read(origin, frozenset(theirs_names(family, model))), model.config)
         merged = origin if known else merge(origin, written)
     else:
         merged = with_tokens(written, ids)
     content = {name: value for name, value in merged.items() if name not in SAVED_ANEW}
-    return transformers.AutoConfig.for_model(kind, **content)
+    return transformers.AutoConfig.for_model(model_type(kind), **content)
 
 
 def special_tokens(processor: Any, exchanged: tuple[int, int] | None) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def fitting(model: nn.Module) -> str:
     """The family of a model that came from Hugging Face, or the first whose config says all that ours does."""
     origin = getattr(model, "huggingface", None)
     if origin:
-        return origin["model_type"]
+        return kind_of(origin)
     for kind in FAMILIES:
         if says_all(kind, model):
             return kind
@@ -136,7 +137,7 @@ def says_all(kind: str, model: nn.Module) -> bool:
     if type(model.config) is not family.config:
         return False
     try:
-        written = transformers.AutoConfig.for_model(kind, **family.write(model.config)).to_dict()
+        written = transformers.AutoConfig.for_model(model_type(kind), **family.write(model.config)).to_dict()
         names = frozenset(theirs_names(family, model))
         return set(family.keys(model.config)) == set(model.state_dict()) and same(
             family.read(written, names), model.config

@@ -1,6 +1,7 @@
 """ViLT (arXiv 2102.03334) with its heads for hidden words, answers and statements about two pictures."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,8 +62,9 @@ def read_heads(theirs: Theirs, names: Names) -> HeadsConfig:
     )
 
 
-def write(config: VLMConfig) -> dict[str, Any]:
-    flava.expect_fusion(config, "single_stream")
+def write(config: VLMConfig, head: str) -> dict[str, Any]:
+    """With the one head that their class has."""
+    flava.expect(config, "single_stream", head)
     sizes = {"image_size": config.vision.image_size, "patch_size": config.vision.patch_size}
     classifier = config.heads.answers or config.heads.statement
     return {
@@ -185,14 +187,15 @@ TINY = {
 }
 SHARED = {"image_processor": "ViltImageProcessorPil"}
 MASKED_TEXT = Family(
-    "ViltForMaskedLM", VLMConfig, read, write, keys, inputs, found, expected_words, TINY,
+    "ViltForMaskedLM", VLMConfig, read, partial(write, head="masked_text"), keys, inputs, found, expected_words, TINY,
     ignored=(r"mlm_score\.decoder\.weight",), **SHARED,
 )
 ANSWERS = Family(
-    "ViltForQuestionAnswering", VLMConfig, read, write, keys, inputs, found, expected_answers,
+    "ViltForQuestionAnswering", VLMConfig, read, partial(write, head="answers"), keys, inputs, found, expected_answers,
     {**TINY, "num_labels": 7}, **SHARED,
 )
 STATEMENT = Family(
-    "ViltForImagesAndTextClassification", VLMConfig, read, write, keys, inputs, found, expected_statement,
+    "ViltForImagesAndTextClassification", VLMConfig, read, partial(write, head="statement"), keys,
+    inputs, found, expected_statement,
     {**TINY, "num_images": 2, "modality_type_vocab_size": 3, "num_labels": 2}, **SHARED,
 )

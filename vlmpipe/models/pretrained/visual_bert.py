@@ -1,6 +1,7 @@
 """VisualBERT (arXiv 1908.03557) with its heads for hidden words, matching and answers. Its pictures are features."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,8 +53,9 @@ def body_names(names: Names) -> Names:
     return frozenset(name.removeprefix("visual_bert.") for name in names)
 
 
-def write(config: VLMConfig) -> dict[str, Any]:
-    flava.expect_fusion(config, "single_stream")
+def write(config: VLMConfig, heads: tuple[str, ...]) -> dict[str, Any]:
+    """With the heads that their class has."""
+    flava.expect(config, "single_stream", *heads)
     answers = config.heads.answers
     return {
         **bert.write(config.text),
@@ -121,10 +123,12 @@ TINY = {
     "pad_token_id": 0,
 }
 PRETRAINING = Family(
-    "VisualBertForPreTraining", VLMConfig, read, write, keys, inputs, found, expected_pretraining, TINY,
+    "VisualBertForPreTraining", VLMConfig, read, partial(write, heads=("masked_text", "matching")), keys,
+    inputs, found, expected_pretraining, TINY,
     ignored=(r"cls\.predictions\.decoder\..*",),
 )
 ANSWERS = Family(
-    "VisualBertForQuestionAnswering", VLMConfig, read, write, keys, inputs, found, expected_answers,
+    "VisualBertForQuestionAnswering", VLMConfig, read, partial(write, heads=("answers",)), keys,
+    inputs, found, expected_answers,
     {**TINY, "num_labels": 7},
 )
