@@ -236,6 +236,15 @@ def test_what_dvc_shows_of_a_run(packed, tmp_path):
     assert not list(live.rglob("dvc.yaml"))
 
 
+def test_nothing_is_sent_to_whoever_has_a_token(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr("dvclive.studio.post_live_metrics", lambda *words, **facts: sent.append(words))
+    monkeypatch.setenv("DVC_STUDIO_TOKEN", "secret")
+    monkeypatch.setenv("DVC_STUDIO_REPO_URL", "git@studio.test:a/b.git")
+    live(tmp_path / "live", False)({"step": 1, "loss": 2.0})
+    assert (tmp_path / "live/metrics.json").exists() and not sent
+
+
 def test_outside_a_dvc_repository_nothing_is_written_nor_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     subprocess.run(["git", "init", "-q"], check=True)
