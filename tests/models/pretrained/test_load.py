@@ -146,6 +146,26 @@ def test_keys_that_do_not_map_are_named(tmp_path):
         from_huggingface(tmp_path)
 
 
+def test_constants_of_old_files_are_no_weights(tmp_path):
+    save("clip", tmp_path / "clip")
+    change_weights(tmp_path / "clip", lambda weights: weights.update(
+        {f"{tower}_model.embeddings.position_ids": torch.arange(19)[None] for tower in ("text", "vision")}
+    ))
+    from_huggingface(tmp_path / "clip")
+    save("gpt2", tmp_path / "gpt2", "GPT2LMHeadModel")
+    change_weights(tmp_path / "gpt2", lambda weights: weights.update({
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 19, 19), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    }))
+    from_huggingface(tmp_path / "gpt2")
+
+
+def test_files_have_the_names_that_older_versions_read(tmp_path):
+    save("vit", tmp_path / "theirs")
+    model, _ = from_huggingface(tmp_path / "theirs")
+    to_huggingface(model, None, tmp_path / "ours")
+    assert "encoder.layer.0.attention.attention.query.weight" in load_file(tmp_path / "ours" / WEIGHTS)
+
+
 def test_weights_of_another_shape_are_named(tmp_path):
     save("gpt2", tmp_path)
     change_weights(tmp_path, lambda weights: weights.update({"wpe.weight": torch.zeros(7, 24)}))
