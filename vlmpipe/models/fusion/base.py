@@ -3,6 +3,7 @@
 Shapes: B rows of text, n pictures (several may belong to one row), N tokens of a picture, T text tokens, D widths.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,17 +165,30 @@ class Pooler(nn.Module):
 
 
 def see(vision: nn.Module, inputs: Inputs, taps: list | None = None) -> Tensor:
-    """[n, N, D] image tokens, with the patches of `inputs.patch_mask` hidden."""
-    hidden = inputs.patch_mask
-    embedded = None if hidden is None else (lambda x_nND: vision.hide(x_nND, hidden))
-    return vision(inputs.images, taps=taps, grids=inputs.grids, frames=inputs.frames, embedded=embedded)
+    """[n, N, D] image tokens, with the patches of `inputs.patch_mask` hidden.
+
+    Raises:
+        UserError: the encoder can't hide patches.
+    """
+    hiding = {}
+    if inputs.patch_mask is not None:
+        hide = ability(vision, "hide", "hidden patches")
+        hiding["embedded"] = lambda x_nND: hide(x_nND, inputs.patch_mask)
+    return vision(inputs.images, taps=taps, grids=inputs.grids, frames=inputs.frames, **hiding)
+
+
+def ability(vision: nn.Module, name: str, found: str) -> Callable:
+    if not hasattr(vision, name):
+        raise UserError(f"found {found} with a {type(vision).__name__}; expected a vision transformer or regions")
+    return getattr(vision, name)
 
 
 def real_tokens(vision: nn.Module, inputs: Inputs, tokens_nND: Tensor) -> Tensor:
     """[n, N] bool: which image tokens are of the picture and not of what it was filled up with to a common size."""
     if inputs.grids is None:
         return torch.ones(tokens_nND.shape[:2], dtype=torch.bool, device=tokens_nND.device)
-    return vision.real(inputs.grids, tuple(inputs.images.shape[-2:]))
+    real = ability(vision, "real", "grids of filled up pictures")
+    return real(inputs.grids, tuple(inputs.images.shape[-2:]))
 
 
 def owners(inputs: Inputs) -> Tensor:

@@ -39,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     "visual_bert": visual_bert.PRETRAINING,
     "visual_bert.answers": visual_bert.ANSWERS,
     "flava": flava.WHOLE,
+    "flava.body": flava.BODY,
     # vision
     "clip_vision_model": clip.VISION,
     "siglip_vision_model": siglip.VISION,

@@ -9,6 +9,7 @@ from torch import Tensor
 from vlmpipe.errors import UserError
 from vlmpipe.models.codebook import CodebookConfig
 from vlmpipe.models.fusion import FusionConfig
+from vlmpipe.models.fusion import Inputs as OurInputs
 from vlmpipe.models.fusion.base import MultimodalConfig
 from vlmpipe.models.heads import (
     HeadsConfig,
@@ -103,7 +104,7 @@ def read(theirs: Theirs, names: Names) -> VLMConfig:
             patch_size=square(image["patch_size"], "patch_size"),
             class_token=True,
             pool="class",
-            mask_token="flava.image_model.embeddings.mask_token" in names,
+            mask_token=any(name.endswith("image_model.embeddings.mask_token") for name in names),
             mean=MEAN,
             std=STD,
         ),
@@ -122,13 +123,17 @@ def read(theirs: Theirs, names: Names) -> VLMConfig:
 
 
 def read_heads(theirs: Theirs, names: Names) -> HeadsConfig:
+    """All of them, or the projection alone where the checkpoint is the model without its heads."""
+    projection = ProjectionConfig(theirs["projection_dim"], image="affine", text="affine", max_scale=None)
+    if "itm_head.pooler.dense.weight" not in names:
+        return HeadsConfig(projection=projection)
     image, text, codebook = theirs["image_config"], theirs["text_config"], theirs["image_codebook_config"]
     book = None
     if "image_codebook.blocks.input.weight" in names:
         require(codebook, num_groups=4, input_channels=3, vocab_size=image["vocab_size"])
         book = CodebookConfig("dalle", width=codebook["hidden_size"], blocks=codebook["num_blocks_per_group"])
     return HeadsConfig(
-        projection=ProjectionConfig(theirs["projection_dim"], image="affine", text="affine", max_scale=None),
+        projection=projection,
         matching=MatchingConfig(pooler=True),
         masked_text=masked_text(text["vocab_size"], tied=False, alone=True),
         masked_image=MaskedImageConfig("codes", image["vocab_size"], book, alone=True),
@@ -137,20 +142,33 @@ def read_heads(theirs: Theirs, names: Names) -> HeadsConfig:
 
 def write(config: VLMConfig) -> dict[str, Any]:
     expect(config, "multimodal", "projection", "matching", "masked_text", "masked_image")
-    vision, heads = config.vision, config.heads
-    both, book = config.fusion.multimodal.transformer, heads.masked_image.codebook
-    codes = {"vocab_size": heads.masked_image.codes}
-    sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size, "mask_token": vision.mask_token}
+    own = config.heads.masked_image
+    codes, book = {"vocab_size": own.codes}, own.codebook
     shape = {} if book is None else {"hidden_size": book.width, "num_blocks_per_group": book.blocks}
+    written = write_shared(config)
+    return {
+        **written,
+        "init_codebook": book is not None,
+        "image_config": {**written["image_config"], **codes},
+        "image_codebook_config": {**shape, **codes},
+    }
+
+
+def write_body(config: VLMConfig) -> dict[str, Any]:
+    expect(config, "multimodal", "projection")
+    return write_shared(config)
+
+
+def write_shared(config: VLMConfig) -> dict[str, Any]:
+    vision, both = config.vision, config.fusion.multimodal.transformer
+    sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size, "mask_token": vision.mask_token}
     return {
         "hidden_size": both.width,
         "layer_norm_eps": both.norm_eps,
-        "projection_dim": heads.projection.width,
-        "init_codebook": book is not None,
-        "image_config": {**write_transformer(vision.transformer), **sizes, **codes},
+        "projection_dim": config.heads.projection.width,
+        "image_config": {**write_transformer(vision.transformer), **sizes},
         "text_config": {**bert.write(config.text), **write_transformer(config.text.transformer)},
         "multimodal_config": write_transformer(both),
-        "image_codebook_config": {**shape, **codes},
     }
 
 
@@ -251,15 +269,20 @@ def inputs(theirs: Theirs, processor: Any) -> Inputs:
     }
 
 
-def found(model: Any, inputs: Inputs) -> dict[str, Tensor]:
-    """Of both together with hidden patches, of each alone, and of the codebook."""
-    text = {
+def ours(inputs: Inputs) -> tuple[Inputs, Inputs]:
+    """A picture's arguments and a text's, as our model calls them."""
+    return {"images": inputs["pixel_values"]}, {
         "tokens": inputs["input_ids"],
         "segments": inputs["attention_mask"],
         "positions": clip.torch_positions(inputs["input_ids"]),
         "types": inputs["token_type_ids"],
     }
-    image, hidden = {"images": inputs["pixel_values"]}, {"patch_mask": inputs["bool_masked_pos"]}
+
+
+def found(model: Any, inputs: Inputs) -> dict[str, Tensor]:
+    """Of both together with hidden patches, of each alone, and of the codebook."""
+    image, text = ours(inputs)
+    hidden = {"patch_mask": inputs["bool_masked_pos"]}
     apart = model(**image, **text, heads=("projection",))
     both, words, patches = model(**image, **text, **hidden), model(**text), model(**image, **hidden)
     values = {
@@ -298,18 +321,55 @@ def expected(model: Any, inputs: Inputs) -> dict[str, Tensor]:
     return values if book is None else {**values, "codes": book(inputs["codebook_pixel_values"])}
 
 
+def found_body(model: Any, inputs: Inputs) -> dict[str, Tensor]:
+    """What their model without heads gives: tokens of either encoder and of both, and all that is pooled."""
+    image, text = ours(inputs)
+    joint = model.fusion(model.vision, model.text, OurInputs(**image, **text))
+    words = model.fusion(model.vision, model.text, OurInputs(**text))
+    pictures = model.fusion(model.vision, model.text, OurInputs(**image))
+    return {
+        "text": real(words.text, inputs),
+        "image": pictures.image,
+        "text_pooled": words.pooled,
+        "image_pooled": pictures.pooled,
+        "joint_text": real(joint.text, inputs),
+        "joint_image": joint.image,
+        "joint_pooled": joint.pooled,
+    }
+
+
+def expected_body(model: Any, inputs: Inputs) -> dict[str, Tensor]:
+    given = {name: value for name, value in inputs.items() if name not in ("bool_masked_pos", "codebook_pixel_values")}
+    outputs = model(**given)
+    length, joint = inputs["input_ids"].shape[1], outputs.multimodal_embeddings
+    return {
+        "text": real(outputs.text_embeddings, inputs),
+        "image": outputs.image_embeddings[:, 1:],
+        "text_pooled": outputs.text_output.pooler_output,
+        "image_pooled": outputs.image_output.pooler_output,
+        "joint_text": real(joint[:, -length:], inputs),
+        "joint_image": joint[:, 2:-length],
+        "joint_pooled": outputs.multimodal_output.pooler_output,
+    }
+
+
 def unit(x: Tensor) -> Tensor:
     return torch.nn.functional.normalize(x, dim=-1)
 
 
 TINY_IMAGE = {**clip.TINY_VISION, "vocab_size": 23, "mask_token": True}
 TINY_TEXT = {**clip.TOWER, "vocab_size": 31, "max_position_embeddings": 19, "type_vocab_size": 2}
+TINY_BODY = {
+    "hidden_size": 24, "projection_dim": 18, "image_config": TINY_IMAGE, "text_config": TINY_TEXT,
+    "multimodal_config": clip.TOWER,
+}
 WHOLE = Family(
     "FlavaForPreTraining", VLMConfig, read, write, keys, inputs, found, expected,
-    {
-        "hidden_size": 24, "projection_dim": 18, "image_config": TINY_IMAGE, "text_config": TINY_TEXT,
-        "multimodal_config": clip.TOWER, "image_codebook_config": {"hidden_size": 4, "vocab_size": 23},
-    },
+    {**TINY_BODY, "image_codebook_config": {"hidden_size": 4, "vocab_size": 23}},
     ignored=(r"(mim|mlm|mmm_image|mmm_text)_head\.bias",),
+    image_processor="FlavaImageProcessorPil",
+)
+BODY = Family(
+    "FlavaModel", VLMConfig, read, write_body, body_keys, inputs, found_body, expected_body, TINY_BODY,
     image_processor="FlavaImageProcessorPil",
 )
