@@ -81,11 +81,19 @@ STAGES = {
     ),
     "evaluate": Stage(
         "vlmpipe.evaluate.tasks:evaluate", ("model", "packed", "questions", "out", "metrics"),
-        {"config": ("evaluate.{name}", "vlmpipe.evaluate.tasks:EvaluateConfig")}, named=True, cluster=True,
+        {
+            "config": ("evaluate.{name}", "vlmpipe.evaluate.tasks:EvaluateConfig"),
+            "task": ("task", "vlmpipe.data.task:TaskConfig"),
+        },
+        named=True, cluster=True,
     ),
     "finetune": Stage(
         "vlmpipe.train.stages:finetune", ("init", "questions", "packed", "verdict", "out", "state"),
-        {"config": ("train.finetune", "vlmpipe.train.loop:TrainConfig")}, cluster=True, verdicts=("verdict",),
+        {
+            "config": ("train.finetune", "vlmpipe.train.loop:TrainConfig"),
+            "task": ("task", "vlmpipe.data.task:TaskConfig"),
+        },
+        cluster=True, verdicts=("verdict",),
     ),
     "report": Stage(
         "vlmpipe.report.page:report", ("root", "results", "out"),

@@ -10,6 +10,10 @@ from vlmpipe.data.readers import READERS
 from vlmpipe.data.records import Record
 from vlmpipe.errors import UserError
 
+# How a class is asked for, and said.
+CLASS_QUESTION = "what is it?"
+CLASS_CAPTION = "a photo of a {}"
+
 
 @dataclass(frozen=True)
 class TaskConfig:

@@ -1,7 +1,8 @@
 """The world stage: what stands in for the web, so that the pipeline runs with nothing from outside.
 
 A world is URL lists (`pools/`), what their URLs answer (`web/`), a small trusted set for the scorer (`trusted/`),
-questions in VQA format (`questions/{train,test}/`), and aside from what curation may read, `planted.parquet`.
+questions in VQA format (`questions/{train,test}/`), the tasks that are asked for (`tasks/<task>/{train,test}/`), and
+aside from what curation may read, `planted.parquet`.
 """
 
 import json
@@ -22,6 +23,7 @@ from vlmpipe.data.captions import PAINTERS, caption
 from vlmpipe.data.planting import SHARES, Row, jpeg, plant, stream
 from vlmpipe.data.questions import Question, ask
 from vlmpipe.data.scenes import Scene
+from vlmpipe.data.task_world import SMALLEST, TASKS, write_tasks
 from vlmpipe.data.vqa import VqaExample, answer_type, write_vqa
 from vlmpipe.data.web import FOLDERS, PAGES, write_pages
 from vlmpipe.errors import UserError
@@ -51,6 +53,23 @@ class QuestionsConfig:
 
 
 @dataclass(frozen=True)
+class TasksConfig:
+    """Which tasks of other kinds to write in their datasets' own formats (`data.task_world`; a world of scenes only),
+    how many training scenes of each, and the pictures' side in pixels."""
+
+    names: tuple[str, ...] = ()
+    scenes: int = 2000
+    size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            if name not in TASKS:
+                raise UserError(f"names: found '{name}'{nearest(name, TASKS)}; expected some of {', '.join(TASKS)}")
+        if self.scenes < SMALLEST:
+            raise UserError(f"scenes: found {self.scenes}; expected at least {SMALLEST}; raise it")
+
+
+@dataclass(frozen=True)
 class WorldConfig:
     """What to build.
 
@@ -65,6 +84,7 @@ class WorldConfig:
     pools: dict[str, int] = field(default_factory=dict)
     trusted: int = 1500
     questions: QuestionsConfig = field(default_factory=QuestionsConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     size: int = 224
     women: float = 0.35
     faults: dict[str, float] = field(default_factory=dict)
@@ -110,7 +130,7 @@ def build(name: str, out: Path, config: WorldConfig) -> None:
         UserError: what a textbook world is made of is missing.
     """
     out = Path(out)
-    for part in ("pools", PAGES, "trusted", "questions"):
+    for part in ("pools", PAGES, "trusted", "questions", "tasks"):
         shutil.rmtree(out / part, ignore_errors=True)
     (out / "planted.parquet").unlink(missing_ok=True)
     {"scenes": _build_scenes, "textbooks": _build_textbooks}[config.kind](name, out, config)
@@ -132,6 +152,8 @@ def _build_scenes(name: str, out: Path, config: WorldConfig) -> None:
         shards.write_table(out / "pools" / f"{pool}.parquet", _table(listed, ("url", "caption")))
         planted += [_truth(pool, row) for row in listed]
     shards.write_table(out / "planted.parquet", pa.Table.from_pylist(planted, PLANTED))
+    if config.tasks.names:
+        write_tasks(out / "tasks", config.tasks.scenes, config.seed, config.tasks.size, config.tasks.names)
 
 
 def _scenes(config: WorldConfig, part: str, count: int) -> list[Scene]:

@@ -1,13 +1,16 @@
-"""Where training pairs come from: a packed dataset, a trusted shard directory, questions in VQA format."""
+"""Where captioned pictures come from: a packed dataset, a trusted shard directory. Other tasks: `train.tasks`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmpipe.data.vqa import read_vqa, vqa_images
+import numpy as np
+
 from vlmpipe.errors import UserError
+from vlmpipe.models.processor import Processor
+from vlmpipe.models.vlm import VisionLanguageModel
 from vlmpipe.shards import iter_images, read_manifest, read_rows, read_shard_rows
-from vlmpipe.train.batches import Pair
+from vlmpipe.train.batches import Dataset, Pair, make_dataset
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,15 @@ class Source:
         """Everything a tokenizer should know, in order."""
         return [text for pair in self.pairs for text in (pair.question, pair.answer) if text]
 
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """Every answer to a question, once: the candidates of a dual encoder."""
-        return tuple(sorted({pair.answer for pair in self.pairs if pair.question}))
+    def answers_for(self, model: VisionLanguageModel) -> tuple[str, ...]:
+        """Captions have no answers to choose among."""
+        return ()
+
+    def lessons(
+        self, images: np.ndarray, model: VisionLanguageModel, processor: Processor, per_row: int
+    ) -> tuple[Dataset, None]:
+        """The training data; what objective fits is up to the model."""
+        return make_dataset(images, self.pairs, processor, model.language_model is not None, per_row), None
 
     def concat(self, other: "Source") -> "Source":
         shift = len(self.images)
@@ -71,14 +79,3 @@ def read_shards(directory: Path) -> Source:
     if not images:
         raise UserError(f"found 0 pictures in {directory}; expected at least one pair; rerun the stage that writes it")
     return Source(images, tuple(pairs))
-
-
-def read_questions(directory: Path) -> Source:
-    """A VQA directory; of several human answers the most common one is learned, the earlier where they tie."""
-    examples = [example for example in read_vqa(directory) if example.answers]
-    if not examples:
-        raise UserError(f"found no answered question in {directory}; expected some; check annotations.json")
-    pictures = vqa_images(directory)
-    number = {image_id: index for index, image_id in enumerate(dict.fromkeys(e.image_id for e in examples))}
-    pairs = (Pair(number[e.image_id], e.question, max(e.answers, key=e.answers.count)) for e in examples)
-    return Source([pictures[image_id] for image_id in number], tuple(pairs))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vlmpipe.config import to_dict
+from vlmpipe.data.task import TaskConfig
 from vlmpipe.dispatch import Cluster, run_training
 from vlmpipe.errors import UserError
 from vlmpipe.models.collective import BatchNorm
@@ -21,14 +22,16 @@ from vlmpipe.models.directory import build, is_model, load, save
 from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 from vlmpipe.shards import sha256_file, write_json
 from vlmpipe.train.adapters import add_adapters, merge_adapters, rules_with_adapters
-from vlmpipe.train.batches import Batches, Dataset, decode_images, make_dataset
+from vlmpipe.train.batches import Batches, Dataset, decode_images
 from vlmpipe.train.checkpoint import fingerprint, newest
 from vlmpipe.train.live import live
 from vlmpipe.train.loop import CHECKPOINTS, CURVES, TIMING, TrainConfig, train
 from vlmpipe.train.objectives import check_objective, make_objective
 from vlmpipe.train.packing import PackedBatches, Packer
 from vlmpipe.train.parallel import place
-from vlmpipe.train.sources import Source, read_packed, read_questions, read_shards
+from vlmpipe.train.regions import RegionDataset
+from vlmpipe.train.sources import Source, read_packed, read_shards
+from vlmpipe.train.tasks import Labelled, TaskSource, read_task
 
 # What transformers reads; pickled weights and other frameworks' files stay behind.
 HUGGING_FACE_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -65,6 +68,7 @@ class Job:
     init: Path | None = None
     vision: Path | None = None  # a scorer whose vision tower the new model starts from
     rehearse: Path | None = None  # a packed dataset whose captions are trained on too
+    task: TaskConfig | None = None  # how the files of `data` are read, of fine-tuning
 
 
 def train_scorer(trusted: Path, out: Path, state: Path, config: ScorerConfig, cluster: Cluster) -> None:
@@ -87,11 +91,17 @@ def pretrain(
 
 
 def finetune(
-    init: Path, questions: Path, packed: Path, out: Path, state: Path, config: TrainConfig, cluster: Cluster
+    init: Path, questions: Path, packed: Path, out: Path, state: Path, config: TrainConfig, cluster: Cluster,
+    task: TaskConfig | None = None,
 ) -> None:
-    """Go on from the model in `init` with the training questions, and with the captions where the config says so."""
-    rehearse = packed if config.captions else None
-    run(Job("finetune", config, Path(questions) / "train", state, init=init, rehearse=rehearse), out, cluster)
+    """Go on from the model in `init` with the training split of a task, and with the captions where the config says so.
+
+    Args:
+        questions: the folder of the task's files; `task` says in which format (by default VQAv2's questions).
+    """
+    rehearse, task = packed if config.captions else None, task or TaskConfig()
+    data = Path(questions) / "train"
+    run(Job("finetune", config, data, state, init=init, rehearse=rehearse, task=task), out, cluster)
 
 
 def run(job: Job, out: Path, cluster: Cluster) -> None:
@@ -130,14 +140,14 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
     if job.vision is not None:
         adopt_vision(model, job.vision)
     if model.language_model is None:
-        processor.answers = source.answers or processor.answers
+        processor.answers = source.answers_for(model) or processor.answers
     cache = job.state / "cache" / f"images-{rank}.bytes"
     images = decode_images(source.images, len(source.images), processor, cache)
     if model.codes is not None and job.architecture is not None:
         model.codes.fit(images, config.seed)  # the same in every process
-    dataset = make_dataset(images, source.pairs, processor, model.language_model is not None, config.per_row)
+    dataset, fitting = source.lessons(images, model, processor, config.per_row)
     batches = make_batches(dataset, model, config, rank, world)
-    objective = make_objective(config.objective, model)
+    objective = make_objective(config.objective or fitting, model)
     if config.lora is not None:
         add_adapters(model, config.lora, config.seed)
         config = with_adapters(config)
@@ -153,7 +163,7 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
 
 
 def make_batches(
-    dataset: Dataset, model: VisionLanguageModel, config: TrainConfig, rank: int, world: int
+    dataset: Dataset | Labelled | RegionDataset, model: VisionLanguageModel, config: TrainConfig, rank: int, world: int
 ) -> Batches:
     """Batches of one part of an update.
 
@@ -163,6 +173,8 @@ def make_batches(
     size = config.batch_size // config.accumulation
     if config.pack is None:
         return Batches(dataset, size, config.seed, rank, world)
+    if not isinstance(dataset, Dataset):
+        raise UserError("pack: found rows that are more than a text; expected null for such a task; set pack to null")
     kind = model.config.fusion.kind
     if kind != "prefix" or model.config.vision.native is not None:
         native = " and pictures of native size" if model.config.vision.native is not None else ""
@@ -206,14 +218,12 @@ def adopt_vision(model: VisionLanguageModel, scorer: Path) -> None:
     own.load_state_dict(tower.state_dict())
 
 
-def read_source(job: Job) -> Source:
-    readers = {
-        "scorer": read_shards,
-        "pretrain": lambda packed: read_packed(packed / "train"),
-        "finetune": read_questions,
-    }
-    source = readers[job.kind](job.data)
-    return source.concat(read_packed(job.rehearse / "train")) if job.rehearse else source
+def read_source(job: Job) -> Source | TaskSource:
+    if job.kind == "scorer":
+        return read_shards(job.data)
+    if job.kind == "pretrain":
+        return read_packed(job.data / "train")
+    return read_task(job.data, job.task, read_packed(job.rehearse / "train") if job.rehearse else None)
 
 
 def write_result(state: Path, model, processor) -> None:
@@ -231,6 +241,7 @@ def identity(job: Job) -> str:
             "kind": job.kind,
             "config": config,
             "architecture": job.architecture and to_dict(job.architecture),
+            "task": job.task and [to_dict(job.task), listing(job.data)],
             "data": [digests(path, "*.json") for path in (job.data, job.rehearse) if path],
             "init": [digests(path, "*") for path in (job.init, job.vision) if path],
         }
@@ -241,6 +252,12 @@ def digests(directory: Path, pattern: str) -> dict[str, str]:
     """sha256 of the files below `directory`; of a dataset its manifests are enough, for they list the rest."""
     files = sorted(path for path in directory.rglob(pattern) if path.is_file())
     return {str(path.relative_to(directory)): sha256_file(path) for path in files}
+
+
+def listing(directory: Path) -> list[tuple[str, int]]:
+    """Names and sizes of the files below `directory`, for datasets without a manifest."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [(path.relative_to(directory).as_posix(), path.stat().st_size) for path in files]
 
 
 def publish(out: Path, write: Callable[[Path], object]) -> None:

@@ -10,12 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from vlmpipe.data.records import ClassRecord
-from vlmpipe.data.task import TaskConfig
+from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer, choose, embed_texts
-
-QUESTION = "what is it?"  # of models that classify answers
 
 
 def read_classes(split: Path, task: TaskConfig) -> list[Sample]:
@@ -24,7 +22,7 @@ def read_classes(split: Path, task: TaskConfig) -> list[Sample]:
     wrong = mismatch({record.image: record.label for record in records}, f"classes in {split}")
     names = tuple(sorted({record.label for record in records}))
     return [
-        Sample(file_id(record.id), record.image, wrong[record.image], QUESTION, (record.label,), choices=names)
+        Sample(file_id(record.id), record.image, wrong[record.image], CLASS_QUESTION, (record.label,), choices=names)
         for record in records
     ]
 
@@ -46,11 +44,11 @@ def classify(
     """A language model chooses the likeliest caption, a model of answers one of those it knows, a dual encoder the
     nearest name."""
     if model.language_model is not None:
-        captions = [templates[-1].format(name) for name in names]
+        captions = [CLASS_CAPTION.format(name) for name in names]
         chosen = choose(model, processor, images, [""] * len(images), captions)
         return [names[captions.index(text)] for text in chosen]
     if model.answers is not None:
-        return answer(model, processor, images, [QUESTION] * len(images))
+        return answer(model, processor, images, [CLASS_QUESTION] * len(images))
     weights_AE = name_embeddings(model, processor, names, templates)
     with torch.no_grad():
         image_BE = model.encode_image(processor.images(images).to(model.device))

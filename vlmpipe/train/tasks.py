@@ -1,0 +1,211 @@
+"""From records of any dataset to training data: what a batch of each kind holds, by the heads of the model.
+
+| records | language model | heads.answers or heads.statement | dual encoder and others |
+|---|---|---|---|
+| questions | question, answer | question, `answers` [B, A] | "question answer" |
+| statements | sentence, yes or no | sentence, `statement_labels` [B] | |
+| captions | caption | caption | caption |
+| classes | "a photo of a …" | "what is it?", `answers` [B, A] | "a photo of a …" |
+| regions, detections | | | phrases with `masks`, or `boxes` and `box_labels` |
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmpipe.data.records import (
+    CaptionRecord,
+    ClassRecord,
+    DetectionRecord,
+    QuestionRecord,
+    Record,
+    RegionRecord,
+    StatementRecord,
+)
+from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig, read_pictures, read_records
+from vlmpipe.data.vqa import ANSWERS
+from vlmpipe.errors import UserError
+from vlmpipe.models.processor import Processor
+from vlmpipe.models.vlm import VisionLanguageModel
+from vlmpipe.train.batches import Dataset, Pair
+from vlmpipe.train.objectives.answers import soft_targets
+from vlmpipe.train.regions import RegionDataset, queries_of_detections, queries_of_regions
+from vlmpipe.train.sources import Source
+
+ABSENT = 2  # labels asked for in a picture that doesn't show them
+WORDS = {True: "yes", False: "no"}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A dataset with a text a row, and what else is known of each row: tensors [rows, …] by their names in a batch."""
+
+    dataset: Dataset
+    targets: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        known = {name: values[list(indices)] for name, values in self.targets.items()}
+        return {**self.dataset.collate(indices), **known}
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """Records with something to learn, and their encoded pictures by `names`.
+
+    `rehearsed`: captions that are learned beside them.
+    """
+
+    names: tuple[str, ...]
+    encoded: Sequence[bytes]
+    records: tuple[Record, ...]
+    rehearsed: Source | None = None
+
+    @property
+    def images(self) -> Sequence[bytes]:
+        """Those of the captions come last."""
+        return [*self.encoded, *(self.rehearsed.images if self.rehearsed else ())]
+
+    def answers_for(self, model: VisionLanguageModel) -> tuple[str, ...]:
+        """What a model without words of its own chooses among: every answer once, or as many of the commonest as the
+        head `answers` has classes."""
+        learned = [answer for record in self.records for answer in answers_of(record)[:1]]
+        if model.answers is None:
+            return tuple(sorted(set(learned)))
+        common = sorted(Counter(learned).items(), key=lambda counted: (-counted[1], counted[0]))
+        return tuple(answer for answer, _ in common[: model.config.heads.answers.classes])
+
+    def lessons(
+        self, images: np.ndarray, model: VisionLanguageModel, processor: Processor, per_row: int
+    ) -> tuple[Dataset | Labelled | RegionDataset, str | None]:
+        """The training data, and the objective that fits it; None: what fits the model.
+
+        Args:
+            images: uint8 [N, C, Y, X] of `images`.
+
+        Raises:
+            UserError: the model has no head for such records.
+        """
+        numbers = {name: number for number, name in enumerate(self.names)}
+        kind, head = type(self.records[0]), None
+        if model.language_model is None:
+            head = "statement" if kind is StatementRecord else "answers"
+        if kind in (RegionRecord, DetectionRecord):
+            self._refuse_rehearsal()
+            return self._regions(images, model, processor, per_row)
+        if head is not None and getattr(model, head) is not None and kind is not CaptionRecord:
+            self._refuse_rehearsal()
+            return self._labelled(images, numbers, model, processor, head)
+        pairs = tuple(pair for record in self.records for pair in pairs_of(record, numbers))
+        several = next((pair for pair in pairs if isinstance(pair.image, tuple)), None)
+        if several is not None and model.language_model is None:
+            raise UserError(
+                f"found {len(several.image)} pictures for {several.question!r}; expected a model with "
+                f"heads.language_model or heads.statement for them; choose another model or task"
+            )
+        texts = Source(self.encoded, pairs)
+        texts = texts if self.rehearsed is None else texts.concat(self.rehearsed)
+        return texts.lessons(images, model, processor, per_row)
+
+    def _refuse_rehearsal(self) -> None:
+        if self.rehearsed is not None:
+            raise UserError(
+                "train.finetune.captions: found true where a row is more than a text; expected false; set it to false"
+            )
+
+    def _labelled(self, images, numbers, model, processor: Processor, head: str) -> tuple[Labelled, str]:
+        rows, asked = [], []
+        for record in self.records:
+            asked.append(CLASS_QUESTION if isinstance(record, ClassRecord) else text_of(record))
+            rows.append((numbered(names_of(record), numbers), (processor.encode(asked[-1]),)))
+        if head == "statement":
+            targets = {"statement_labels": torch.tensor([int(record.label) for record in self.records])}
+        else:
+            known = {answer: number for number, answer in enumerate(processor.answers)}
+            given = [answers_of(record) for record in self.records]
+            targets = {"answers": soft_targets(given, known, model.config.heads.answers.classes)}
+        return Labelled(Dataset(images, tuple(rows)), targets), "statements" if head == "statement" else "answers"
+
+    def _regions(self, images, model, processor: Processor, per_row: int) -> tuple[RegionDataset, str]:
+        if model.mask is None and model.detection is None:
+            raise UserError(
+                "found phrases with masks and boxes and a model without heads.mask and heads.detection; expected one "
+                "of them, such as model=clipseg; choose another model or task"
+            )
+        targets = "boxes" if model.mask is None else "masks"
+        if isinstance(self.records[0], DetectionRecord):
+            queries = queries_of_detections(self.records, ABSENT)
+        else:
+            queries = queries_of_regions(self.records)
+        if targets == "masks":
+            queries = [query for query in queries if query.masks or not query.boxes]
+        return RegionDataset(images, self.names, queries, processor, targets, per_row), targets
+
+
+def read_task(split: Path, task: TaskConfig, rehearsed: Source | None = None) -> TaskSource:
+    """The records of a split with something to learn, and the pictures that they are about.
+
+    Raises:
+        UserError: there are none, or what the reader says.
+    """
+    found = read_records(split, task)
+    records = tuple(record for record in found if teaches(record))
+    if not records:
+        raise UserError(
+            f"{split}: found nothing to learn in {len(found)} records; expected answers, labels, captions or boxes"
+        )
+    names = tuple(dict.fromkeys(name for record in records for name in names_of(record)))
+    pictures = read_pictures(split, task)
+    return TaskSource(names, [pictures[name] for name in names], records, rehearsed)
+
+
+# --- records -----------------------------------------------------------------------------------------------
+
+def teaches(record: Record) -> bool:
+    """Whether there is an answer to learn."""
+    if isinstance(record, QuestionRecord):
+        return bool(record.answers)
+    return record.label is not None if isinstance(record, StatementRecord) else True
+
+
+def names_of(record: Record) -> tuple[str, ...]:
+    """Of the record's pictures."""
+    return record.images if hasattr(record, "images") else (record.image,)
+
+
+def numbered(names: Sequence[str], numbers: dict[str, int]) -> int | tuple[int, ...]:
+    found = tuple(numbers[name] for name in names)
+    return found[0] if len(found) == 1 else found
+
+
+def text_of(record: QuestionRecord | StatementRecord) -> str:
+    return record.question if isinstance(record, QuestionRecord) else record.sentence
+
+
+def answers_of(record: Record) -> tuple[str, ...]:
+    """What people said, the commonest first; one answer counts as if ten had given it. Empty where nothing is asked."""
+    if isinstance(record, ClassRecord):
+        return (record.label,) * ANSWERS
+    if isinstance(record, StatementRecord):
+        return (WORDS[record.label],) * ANSWERS
+    if not isinstance(record, QuestionRecord):
+        return ()
+    given = record.answers * ANSWERS if len(record.answers) == 1 else record.answers
+    return tuple(sorted(given, key=lambda answer: (-given.count(answer), given.index(answer))))
+
+
+def pairs_of(record: Record, numbers: dict[str, int]) -> list[Pair]:
+    """The texts to learn about the record's pictures; see `batches.Pair`."""
+    image = numbered(names_of(record), numbers)
+    if isinstance(record, CaptionRecord):
+        return [Pair(image, "", caption) for caption in record.captions]
+    if isinstance(record, ClassRecord):
+        return [Pair(image, "", CLASS_CAPTION.format(record.label))]
+    return [Pair(image, text_of(record), answers_of(record)[0])]
