@@ -1,5 +1,7 @@
 """Answers and statements as classes, and mixtures."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from tests.models.joined import batch, make
 from tests.models.tiny import make as make_tiny
 from vlmpipe.config import parse
 from vlmpipe.errors import UserError
-from vlmpipe.train.loop import TrainConfig
+from vlmpipe.train.loop import TrainConfig, train
 from vlmpipe.train.objectives import OBJECTIVES, check_objective, make_objective, objective_for
 from vlmpipe.train.objectives.answers import Answers, Statements, soft_targets
 
@@ -74,6 +76,38 @@ def test_a_mixture_is_the_weighted_sum_and_tells_its_parts():
     assert sorted(metrics) == ["answers/accuracy", "answers/loss", "matching/accuracy", "matching/loss"]
     torch.testing.assert_close(metrics["matching/loss"], parts["matching"][0])
     assert not metrics["answers/loss"].requires_grad
+
+
+class Same:
+    """The same batch at every step."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def at(self, step):
+        return self.rows
+
+
+def test_a_mixture_that_was_stopped_goes_on_to_the_bit(tmp_path):
+    """Masks and negatives are drawn anew at every step, and again as they were."""
+    objective = {"contrastive": 1, "matching_hard": 1, "masked_multimodal": 1, "masked_text_alone": 1}
+    config = parse(TrainConfig, {
+        "objective": objective, "steps": 4, "batch_size": 4, "log_every": 1, "prefetch": False,
+    }, "train")
+    curves = []
+    for run, looks in (("whole", [False] * 4), ("cut", [False, True, False, False])):
+        for _ in range(1 + any(looks)):
+            model, processor = make("multimodal", masked_text={"tied": False, "alone": True})
+            asked = iter(looks)
+            train(
+                model, make_objective(config.objective, model), Same(batch(processor)), config, tmp_path / run,
+                stopped=lambda: next(asked),  # noqa: B023
+            )
+            looks = [False] * 4
+        curves.append((tmp_path / run / "curves.jsonl").read_text())
+    assert curves[0] == curves[1] and len(curves[0].splitlines()) == 4
+    losses = [json.loads(line)["masked_multimodal/text"] for line in curves[0].splitlines()]
+    assert len(set(losses)) == 4
 
 
 def test_what_a_model_is_trained_with_unless_told():
