@@ -98,6 +98,14 @@ def test_exact_duplicates_by_any_digest():
     assert [row["other_uid"] for row in table] == [None, None, "u0", None]
 
 
+def test_digests_that_only_begin_alike_are_no_duplicates():
+    """Rows are put in order by the whole key; its first half only says which ones can have a twin."""
+    digests = ["a" * 16 + "b" * 48, "a" * 16 + "c" * 48, "d" * 64, "a" * 16 + "b" * 48, "a" * 16 + "c" * 48, None]
+    scores = [0.1, 0.3, 0.2, 0.2, 0.3, 0.9]
+    table, _ = judged(made_rows(6, sha256=digests, clip_score=scores), e={"kind": "exact_duplicate"})
+    assert [row["other_uid"] for row in table] == ["u3", None, None, None, "u1", None]
+
+
 def test_digests_become_their_first_128_bits_and_other_texts_a_hash():
     hexes = ["00" * 31 + "ff", "0123456789abcdef" * 4, "short", "Z" * 64, ""]
     found = hash_texts(pa.chunked_array([pa.array(hexes[:2]), pa.array(hexes[2:])]))
