@@ -437,9 +437,10 @@ class Transformer(nn.Module):
         memory_width = memory_width or config.width
         self.blocks = nn.ModuleList(Block(config, layer, memory_width) for layer in range(config.depth))
 
-    def forward(self, x_BTD: Tensor, taps: list | None = None, **context) -> Tensor:
-        """`taps`: a list to which the output of each block is appended. The rest goes to every block."""
-        for block in self.blocks:
+    def forward(self, x_BTD: Tensor, taps: list | None = None, until: int | None = None, **context) -> Tensor:
+        """`taps`: a list to which the output of each block is appended. `until`: the first block that does not run,
+        counted from the end if below 0. The rest goes to every block."""
+        for block in self.blocks[:until]:
             x_BTD = block(x_BTD, **context)
             if taps is not None:
                 taps.append(x_BTD)

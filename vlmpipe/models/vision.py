@@ -234,8 +234,9 @@ class VisionEncoder(PixelEncoder):
         x_BND = self.input_norm(self.drop(x_BND) if grids is None else x_BND)
         outputs: list[Tensor] = [] if taps is None else taps
         mask = None if grids is None else self.real(grids, tuple(images_BCYX.shape[-2:]))[:, None, None]
-        x_BND = self.transformer(x_BND, outputs, mask=mask, weights=weights)
-        return self.norm(x_BND) if self.config.layer == -1 else outputs[self.config.layer]
+        wanted = self.config.layer + 1 if taps is None and weights is None else 0
+        x_BND = self.transformer(x_BND, outputs, wanted or None, mask=mask, weights=weights)
+        return self.norm(x_BND) if self.config.layer == -1 else outputs[-1 if wanted else self.config.layer]
 
     def hide(self, x_BND: Tensor, hidden_BN: Tensor) -> Tensor:
         """The mask token in place of hidden patches, before positions are added."""

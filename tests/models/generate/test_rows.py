@@ -11,7 +11,17 @@ from tests.models.tiny import TEXTS, make, pictures
 from vlmpipe.config import parse
 from vlmpipe.errors import UserError
 from vlmpipe.models import VLMConfig, build
-from vlmpipe.models.generate import DescribeConfig, Example, answer, ask, attention_map, choose, describe, interleave
+from vlmpipe.models.generate import (
+    DescribeConfig,
+    Example,
+    answer,
+    ask,
+    attention_map,
+    choose,
+    describe,
+    interleave,
+    picture_inputs,
+)
 from vlmpipe.models.text import SHARED
 
 ROW = {
@@ -129,3 +139,25 @@ def test_recipes_that_make_no_sense_are_refused(change):
 def test_a_dual_encoder_describes_nothing(dual):
     with pytest.raises(UserError, match="expected a language head"):
         describe(*dual, pictures(1))
+
+
+@pytest.mark.parametrize("kind", ["row", "native", "full"])
+def test_a_picture_asked_about_twice_is_read_once(kind):
+    model, processor = {"row": make_row, "native": make_native, "full": lambda: make("prefix")}[kind]()
+    first, second = pictures(2)
+    images = [first, second, first.copy(), first, wide()]
+    questions = ["what color?", "", "how many shapes are there?", "what?", ""]
+    read = []
+    hook = model.vision.register_forward_hook(lambda module, inputs, tokens: read.append(tokens))
+    together = answer(model, processor, images, questions, 6)
+    hook.remove()
+    assert [tokens.flatten(0, -2).shape for tokens in read] == [image_tokens(model, processor, images[:2] + images[4:])]
+    pairs = list(zip(images, questions, strict=True))
+    assert together == [answer(model, processor, [image], [question], 6)[0] for image, question in pairs]
+    chosen = choose(model, processor, images, questions, ("red", "two"))
+    assert chosen == [choose(model, processor, [image], [question], ("red", "two"))[0] for image, question in pairs]
+
+
+def image_tokens(model, processor, images):
+    inputs = picture_inputs(model, processor, images)
+    return model.vision(inputs["images"], grids=inputs.get("grids")).flatten(0, -2).shape

@@ -34,7 +34,7 @@ def generate(
         examples: answered questions that stand before each prompt.
         choices: for each row the texts of which one is written.
     """
-    batch = ask(model, processor, images, prompts, examples)
+    batch = ask(model, processor, images, prompts, examples, once=True)
     if config.method == "beam":
         found = beam_search(model, batch, limit, processor.eos, config, choices)
         return [list(texts[0].ids) if texts else [] for texts in found]
@@ -91,7 +91,8 @@ def choose(
     With `by_length` by log-probability a token, which does not favour short answers.
     """
     texts = endings(processor, choices)
-    batch = ask(model, processor, images, [processor.encode_question(question) for question in questions], examples)
+    prompts = [processor.encode_question(question) for question in questions]
+    batch = ask(model, processor, images, prompts, examples, once=True)
     scores_BA = torch.tensor(log_likelihoods(model, batch, [texts] * len(images)))
     if by_length:
         scores_BA = scores_BA / torch.tensor([len(text) for text in texts])

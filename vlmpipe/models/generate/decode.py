@@ -37,7 +37,9 @@ class Written:
 
 def prefill(model: VisionLanguageModel, batch: dict[str, Tensor], room: int) -> Written:
     """Read pictures and prompts; `room`: so many words may follow."""
-    cache = Cache(room=room)
+    cache = Cache(room=room + batch["tokens"].shape[1])
+    if "readers" in batch:
+        batch = read_pictures(model, batch, cache)
     real_BT = batch["segments"] != PADDING
     length = real_BT.shape[1]
     last_B = length - 1 - real_BT.flip(1).to(torch.uint8).argmax(dim=1)
@@ -48,6 +50,16 @@ def prefill(model: VisionLanguageModel, batch: dict[str, Tensor], room: int) -> 
     positions_B = positions.masked_fill(~real_BT, -1).amax(dim=1) + 1
     offset_B = cache.offset[:, 0] if isinstance(cache.offset, Tensor) else cache.offset
     return Written(cache, logits_BV, positions_B, model.config.text.context - positions_B - offset_B)
+
+
+def read_pictures(model: VisionLanguageModel, batch: dict[str, Tensor], cache: Cache) -> dict[str, Tensor]:
+    """Read each picture once, and give every row the cache of its own; returns what is left to read."""
+    pictures = {name: batch[name] for name in ("images", "grids") if name in batch}
+    count = len(batch["grids"] if "grids" in batch else batch["images"])
+    nothing = batch["tokens"].new_zeros(count, 0)
+    model(**pictures, tokens=nothing, segments=nothing, positions=nothing, cache=cache, heads=())
+    cache.select(batch["readers"])
+    return {name: value for name, value in batch.items() if name not in (*pictures, "readers")}
 
 
 def advance(model: VisionLanguageModel, written: Written, tokens_B: Tensor) -> None:

@@ -52,16 +52,44 @@ def picture_inputs(
 
 def ask(
     model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], prompts: Sequence[EncodedText],
-    examples: Sequence[Example] = (),
+    examples: Sequence[Example] = (), once: bool = False,
 ) -> dict[str, Tensor]:
-    """Inputs of `forward` for one prompt about each picture, after the same examples in every row."""
+    """Inputs of `forward` for one prompt about each picture, after the same examples in every row.
+
+    With `once` a picture that several rows ask about is there once, and `readers` [B] says which one each row asks
+    about, where the model can read it that way: `decode.prefill` does.
+    """
     if not examples:
         asked = to_device(stack([[prompt] for prompt in prompts]), model, QUESTIONED)
+        distinct, readers = shared(images) if once and reads_pictures_first(model) else (images, [])
+        if len(distinct) < len(images):
+            asked["readers"] = torch.tensor(readers, device=model.device)
+            images = distinct
         return {**picture_inputs(model, processor, images), **asked}
     shown = [processor.encode_answer(example.question, example.answer) for example in examples]
     before = list(zip((example.image for example in examples), shown, strict=True))
     rows = [[*before, (image, prompt)] for image, prompt in zip(images, prompts, strict=True)]
     return interleave(model, processor, rows)
+
+
+def shared(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
+    """The pictures that differ, and for each picture its number among them."""
+    numbers: dict[object, int] = {}
+    distinct, readers, same = [], [], {}
+    for image in images:
+        if id(image) not in same:
+            content = (image.mode, image.size, image.tobytes())
+            if content not in numbers:
+                numbers[content] = len(distinct)
+                distinct.append(image)
+            same[id(image)] = numbers[content]
+        readers.append(same[id(image)])
+    return distinct, readers
+
+
+def reads_pictures_first(model: VisionLanguageModel) -> bool:
+    """Whether image tokens before the words are the same whatever the words are."""
+    return in_row(model) and not getattr(model.fusion, "given", False)
 
 
 def interleave(
