@@ -16,7 +16,7 @@ export DO_NOT_TRACK = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-no-network bench-parity bench-planted bench-selection bench-scoring bench-data-juicer ui serve report lock clean
+.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-no-network bench-parity bench-planted bench-selection bench-scoring bench-data-juicer zoo ui serve report lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -50,6 +50,9 @@ bench-planted: setup  ## what was planted in 20,000 pairs against what the selec
 
 bench-parity: setup  ## a random model of every Hugging Face family, here and in transformers: docs/parity.md
 	$(BIN)/python benchmarks/parity.py --out docs/parity.md
+
+zoo: setup       ## every small preset trained, tested beside its blind twin and gated: docs/zoo.md [MODELS="clip vilt"]
+	$(BIN)/python benchmarks/zoo.py $(MODELS) $(if $(SET),--set $(SET))
 
 bench-bias: setup  ## a skew planted by a filter is caught by the gate, pools without one pass
 	$(BIN)/python benchmarks/bias.py

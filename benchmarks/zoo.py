@@ -1,0 +1,116 @@
+"""Every small preset through the one pipeline: trained, evaluated beside its blind twin, gated, compared.
+
+    make zoo [MODELS="clip clipseg"] [SET="train.pretrain.steps=100 ..."]
+
+Works in a clone of the committed code at `--workspace` (default zoo/), whose curation runs once; then each model is a
+`dvc exp run -S model=NAME`. A model that has finished is skipped, so an interrupted run goes on. What was measured so
+far is written to docs/zoo.md, with a picture of what each model says.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.zoo_page import Row, picture, rows_of, write_page  # noqa: E402
+from vlmpipe.compose import compose, read_params  # noqa: E402
+from vlmpipe.config import parse  # noqa: E402
+from vlmpipe.errors import UserError  # noqa: E402
+from vlmpipe.models.vlm import VLMConfig  # noqa: E402
+from vlmpipe.shards import read_json, write_json  # noqa: E402
+
+WIDTH = 128  # of the words in a small preset; the published sizes are wider
+TASKS = "captions,detection,regions"
+PARENTS = ("pack", "scorer")  # what all models start from
+LAST = "gate_finetune"
+
+
+def small_presets() -> list[str]:
+    """The presets that train on two cores in minutes."""
+    names = sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml"))
+    return [name for name in names if width(name) <= WIDTH]
+
+
+def width(name: str) -> int:
+    architecture = compose("scenes", [f"model={name}"], ROOT / "configs")["model"]["architecture"]
+    return parse(VLMConfig, architecture, name).text.transformer.width
+
+
+def main() -> int:
+    options = parse_arguments()
+    space = options.workspace.resolve()
+    known = small_presets()
+    for name in options.models:
+        if name not in known:
+            raise UserError(f"found model '{name}'; expected some of {', '.join(known)}")
+    settings = [f"world.scenes.tasks.names=[{TASKS}]", *options.set]
+    prepare(space, settings)
+    for name in options.models or known:
+        if (space / "rows" / f"{name}.json").exists():
+            print(f"{name}: done before", flush=True)
+        else:
+            train(space, name, settings)
+    found = [Row(**row) for file in sorted((space / "rows").glob("*.json")) for row in read_json(file)]
+    shown = call(space, ["dvc", "exp", "show", "--csv", "--only-changed"], check=False)
+    write_page(ROOT / "docs" / "zoo.md", found, known, options.set, shown)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", help="default: every small preset")
+    parser.add_argument("--workspace", type=Path, default=Path("zoo"), help="default: zoo")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of all models' params")
+    return parser.parse_args()
+
+
+# --- the workspace -----------------------------------------------------------------------------------------
+
+def prepare(space: Path, settings: Sequence[str]) -> None:
+    """Clone the code, and run what all models start from."""
+    if not (space / ".git").exists():
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(space)], check=True)
+    (space / "rows").mkdir(exist_ok=True)
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    call(space, [sys.executable, "-m", "vlmpipe", "compose", "--profile", "scenes", *overrides], live=True)
+    call(space, ["dvc", "repro", *PARENTS], live=True)
+
+
+def train(space: Path, name: str, settings: Sequence[str]) -> None:
+    """One experiment; its rows and its picture, also where a gate stopped it behind its last evaluation."""
+    print(f"{name}: training", flush=True)
+    for stale in space.glob("results/*/metrics/*.json"):
+        stale.unlink()
+    overrides = [word for setting in [f"model={name}", *settings] for word in ("-S", setting)]
+    code = call(space, ["dvc", "exp", "run", "--name", name, *overrides, LAST], live=True, check=False)
+    params = read_params(space / "params.yaml")
+    try:
+        rows = rows_of(name, space, params, passed=code == "0")
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return
+    picture(space, params, rows[0].task, ROOT / "docs" / "images" / "zoo" / f"{name}.jpg")
+    write_json(space / "rows" / f"{name}.json", [vars(row) for row in rows])
+
+
+def call(space: Path, command: Sequence[str], live: bool = False, check: bool = True) -> str:
+    """Run in the workspace with this interpreter's commands; what it wrote, or, live, its exit status."""
+    home = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{home}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run(command, cwd=space, env=environment, text=True, stdout=None if live else subprocess.PIPE)
+    if check and done.returncode:
+        raise UserError(f"found status {done.returncode} from {' '.join(command[:4])} in {space}; see above")
+    return str(done.returncode) if live else done.stdout
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
