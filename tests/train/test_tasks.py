@@ -12,6 +12,7 @@ from vlmpipe.config import parse
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.data.task_world import write_tasks
 from vlmpipe.dispatch import Cluster
+from vlmpipe.errors import UserError
 from vlmpipe.evaluate.tasks import evaluate
 from vlmpipe.models.vlm import VLMConfig
 from vlmpipe.shards import read_json, write_manifest, write_table
@@ -95,6 +96,9 @@ def test_a_preset_trains_on_its_task_and_is_measured_by_what_its_gates_ask(name,
 @pytest.mark.parametrize("name, task, metric", [
     ("vilt", "statements", "statements.consistency"),
     ("vilt", "classes", "classification.accuracy"),
+    ("llava", "statements", "statements.accuracy"),
+    ("qwen2.5-vl", "clips", "vqa.accuracy"),
+    ("flamingo", "clips", "vqa.accuracy"),
     ("llava", "classes", "classification.accuracy"),
     ("clip", "classes", "classification.accuracy"),
     ("clip", "clevr", "vqa.accuracy"),
@@ -108,3 +112,14 @@ def test_a_model_takes_other_tasks(name, task, metric, world, tmp_path):
     found = run(world, tmp_path, make(name, *overrides))["finetune"]
     assert metric in found
     assert {f"{metric}_wrong_image", f"{metric}_blind"} <= set(found)
+
+
+def test_too_many_pictures_for_a_row_are_named(world, tmp_path):
+    overrides = ["task=clips", "train.finetune.captions=false"]
+    with pytest.raises(UserError, match=r"found 96 for 4 pictures of 25 tokens; expected at least 116; raise"):
+        run(world, tmp_path, make("llava", *overrides))
+
+
+def test_a_dual_encoder_reads_no_pairs_of_pictures(world, tmp_path):
+    with pytest.raises(UserError, match=r"found 2 pictures in a row; expected a model with heads.language_model or"):
+        run(world, tmp_path, make("clip", "task=statements"))

@@ -37,6 +37,7 @@ from vlmpipe.train.objectives.answers import soft_targets
 from vlmpipe.train.regions import RegionDataset, queries_of_detections, queries_of_regions
 from vlmpipe.train.sources import Source
 
+LEAST_TEXT = 16  # tokens for which there must be room behind several pictures
 ABSENT = 2  # labels asked for in a picture that doesn't show them
 WORDS = {True: "yes", False: "no"}
 
@@ -104,12 +105,7 @@ class TaskSource:
             self._refuse_rehearsal()
             return self._labelled(images, numbers, model, processor, head)
         pairs = tuple(pair for record in self.records for pair in pairs_of(record, numbers))
-        several = next((pair for pair in pairs if isinstance(pair.image, tuple)), None)
-        if several is not None and model.language_model is None:
-            raise UserError(
-                f"found {len(several.image)} pictures for {several.question!r}; expected a model with "
-                f"heads.language_model or heads.statement for them; choose another model or task"
-            )
+        make_room(model, processor, max(len(names_of(record)) for record in self.records))
         texts = Source(self.encoded, pairs)
         texts = texts if self.rehearsed is None else texts.concat(self.rehearsed)
         return texts.lessons(images, model, processor, per_row)
@@ -164,6 +160,29 @@ def read_task(split: Path, task: TaskConfig, rehearsed: Source | None = None) ->
     names = tuple(dict.fromkeys(name for record in records for name in names_of(record)))
     pictures = read_pictures(split, task)
     return TaskSource(names, [pictures[name] for name in names], records, rehearsed)
+
+
+def make_room(model: VisionLanguageModel, processor: Processor, pictures: int) -> None:
+    """Shorten the texts that `processor` makes where so many pictures stand before them.
+
+    Raises:
+        UserError: no room is left, or the model reads one picture alone.
+    """
+    if pictures < 2:
+        return
+    if model.language_model is None:
+        raise UserError(
+            f"found {pictures} pictures in a row; expected a model with heads.language_model or heads.statement for "
+            f"them; choose another model or task"
+        )
+    taken = pictures * getattr(model.fusion, "length", 0) if model.text.position_embedding is not None else 0
+    left = model.config.text.context - taken
+    if left < LEAST_TEXT:
+        raise UserError(
+            f"text.context: found {model.config.text.context} for {pictures} pictures of {model.fusion.length} tokens; "
+            f"expected at least {taken + LEAST_TEXT}; raise model.architecture.text.context"
+        )
+    processor.text_limit = min(processor.text_limit, left)
 
 
 # --- records -----------------------------------------------------------------------------------------------

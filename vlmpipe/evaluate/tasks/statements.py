@@ -13,6 +13,7 @@ from vlmpipe.evaluate.tasks.questions import shown, wrong_pictures
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer, to_device
 from vlmpipe.models.processor import stack
+from vlmpipe.train.tasks import make_room
 
 WORDS = {True: "yes", False: "no"}
 
@@ -44,7 +45,9 @@ def predict_statements(
 
 def judge(model: VisionLanguageModel, processor: Processor, images: Sequence, sentences: Sequence[str]) -> list[str]:
     """Whether each sentence is true of its pictures: by the head for that, or as an answer."""
+    images = [seen if isinstance(seen, tuple) else (seen,) for seen in images]
     if model.statement is None:
+        make_room(model, processor, max(map(len, images)))
         return answer(model, processor, images, sentences, limit=4)
     pictures = [picture for seen in images for picture in seen]
     own = [(place, sentence) for seen, sentence in zip(images, sentences, strict=True) for place in range(len(seen))]

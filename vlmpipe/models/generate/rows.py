@@ -42,7 +42,13 @@ def to_device(
 def picture_inputs(
     model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image]
 ) -> dict[str, Tensor]:
-    """`images` of the forward pass, and `grids` where pictures keep their own sizes."""
+    """`images` of the forward pass, `grids` where pictures keep their own sizes, and `image_rows` where a row has a tuple
+    of pictures."""
+    if any(isinstance(seen, tuple) for seen in images):
+        rows = [seen if isinstance(seen, tuple) else (seen,) for seen in images]
+        owners = torch.tensor([row for row, seen in enumerate(rows) for _ in seen], device=model.device)
+        flat = [picture for seen in rows for picture in seen]
+        return {**picture_inputs(model, processor, flat), "image_rows": owners}
     own = getattr(getattr(processor, "config", None), "resize", "native") == "native"
     if model.config.vision.native is None or not own:
         return {"images": processor.images(images).to(model.device)}
@@ -61,7 +67,8 @@ def ask(
     """
     if not examples:
         asked = to_device(stack([[prompt] for prompt in prompts]), model, QUESTIONED)
-        distinct, readers = shared(images) if once and reads_pictures_first(model) else (images, [])
+        single = once and reads_pictures_first(model) and not any(isinstance(seen, tuple) for seen in images)
+        distinct, readers = shared(images) if single else (images, [])
         if len(distinct) < len(images):
             asked["readers"] = torch.tensor(readers, device=model.device)
             images = distinct
