@@ -20,8 +20,10 @@ def check_crossing(config) -> None:
             f"encoder: found {'one' if encoder else 'none'} with fusion '{kind}'; expected one with 'encoder_decoder' "
             f"and none with others"
         )
-    if cross is not None and (config.heads.language_model is None) == (config.heads.image_tokens is None):
-        raise UserError(f"heads: found {config.heads} with fusion '{kind}'; expected language_model or image_tokens")
+    heads = [name for name, head in vars(config.heads).items() if head is not None]
+    if cross is not None and (not heads or {"language_model", "image_tokens"} <= set(heads)):
+        found = " and ".join(heads) or "none"
+        raise UserError(f"heads: found {found} with fusion '{kind}'; expected some, and words or pictures to write")
     if encoder is not None and (encoder.causal or encoder.positions == "rotary"):
         raise UserError(
             f"encoder: found causal {encoder.causal}, positions '{encoder.positions}'; expected false, and learned or "

@@ -50,9 +50,9 @@ SMALL = {
 }
 
 
-def make_small(name: str, seed: int = 0):
+def make_small(name: str, seed: int = 0, **changes):
     """(model in eval mode, processor), whose gates are open and whose norms are not the identity."""
-    model, processor = build(parse(VLMConfig, SMALL[name], name), TEXTS, seed)
+    model, processor = build(parse(VLMConfig, {**SMALL[name], **changes}, name), TEXTS, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

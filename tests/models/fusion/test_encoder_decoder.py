@@ -197,7 +197,7 @@ SIMVLM, DRAWS = SMALL["simvlm"], SMALL["text-to-image"]
         ({**SIMVLM, "encoder": DRAWS["encoder"]}, "encoder: found width 18; expected 24"),
         ({**SIMVLM, "fusion": {"kind": "prefix"}}, "cross: found CrossConfig.* expected one with 'cross'"),
         ({**SIMVLM, "text": {"transformer": TRANSFORMER}}, "cross: found None with fusion 'encoder"),
-        ({**SIMVLM, "heads": {}}, "expected language_model or image_tokens"),
+        ({**SIMVLM, "heads": {}}, "heads: found none with fusion 'encoder_decoder'"),
         ({**SIMVLM, "vision": None}, "vision, codes: found none of them, without heads.image_tokens"),
         ({**DRAWS, "codes": None}, "vision, codes: found none of them, with heads.image_tokens"),
         ({**DRAWS, "text": {**DRAWS["text"], "context": 3}}, "text.context 3; expected 'encoder_decoder' and 4"),

@@ -69,3 +69,17 @@ def test_where_it_looked_is_a_distribution_over_the_picture(name):
     found = attention_map(model, processor, pictures(1)[0], "what color is the circle?")
     assert found.shape == (2, 2) and found.min() >= 0
     assert found.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_classified_from_the_last_word(name):
+    model, processor = make_small(name, heads={"answers": {"classes": 5}})
+    texts = [processor.encode("what color is the circle?"), processor.encode("how many?")]
+    batch = stack([[text] for text in texts])
+    words = {name: batch[name] for name in ("tokens", "segments", "positions", "prefix")}
+    seen = processor.images(pictures(2))
+    found = model(seen, **words).answers
+    assert found.shape == (2, 5) and model.language_model is None
+    short = {name: value[1:, : len(texts[1].ids)] for name, value in words.items()}
+    torch.testing.assert_close(model(seen[1:], **short).answers, found[1:], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(model(seen.flip(0), **words).answers, found, atol=1e-4)

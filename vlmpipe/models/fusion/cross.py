@@ -66,7 +66,7 @@ class Cross(Fusion):
             text.token_embedding(inputs.tokens), inputs.segments, inputs.positions, cache=inputs.cache,
             weights=inputs.weights, memory=memory, looks=inputs.looks, types_BT=inputs.types,
         )
-        return Fused(text=x_BTD)
+        return whole(text, x_BTD, inputs.segments)
 
     def media(self, vision: nn.Module, inputs: Inputs) -> Media:
         """Pictures of each row, as far as there are any."""
@@ -93,6 +93,13 @@ class Cross(Fusion):
         if self.last:
             seen = seen & (seen.flip(-1).cumsum(-1).flip(-1) == 1)
         return seen.repeat_interleave(media.tokens.shape[2], dim=-1)[:, None]
+
+
+def whole(text: nn.Module, x_BTD: Tensor, segments_BT: Tensor) -> Fused:
+    """The words and what stands for all of a row: of a decoder, its last word, which has seen all (SimVLM, section 4.1,
+    classifies with it)."""
+    pooled_BD = text.pool(x_BTD, segments_BT)
+    return Fused(text=x_BTD, first=pooled_BD, pooled=pooled_BD)
 
 
 def refuse_native(vision) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmpipe.models.fusion.base import Fused, Fusion, Inputs, Widths, see
-from vlmpipe.models.fusion.cross import refuse_native, stand
+from vlmpipe.models.fusion.cross import refuse_native, stand, whole
 from vlmpipe.models.fusion.rows import rows_of
 from vlmpipe.models.layers import Memory
 from vlmpipe.models.text import PADDING, SHARED, TextModel, visible
@@ -102,12 +102,12 @@ class EncoderDecoder(Fusion):
             return Fused(text=self.write_codes(text, known, inputs))
         if inputs.cache is not None:  # one text a row
             known = self.known(inputs, lambda: self.read_row(vision, text, inputs))
-            return Fused(text=self.write(text, known, inputs))
+            return whole(text, self.write(text, known, inputs), inputs.segments)
         texts = texts_of(inputs.segments)
         own = texts.take(inputs)
         seen, there = self.pictures(vision, inputs, texts.row, texts.number)
         x_PLD = self.write(text, self.read(text, own, seen, there), own)
-        return Fused(text=texts.put(x_PLD, inputs.tokens.shape))
+        return whole(text, texts.put(x_PLD, inputs.tokens.shape), inputs.segments)
 
     def known(self, inputs: Inputs, read) -> Known:
         """Read, or remember what was read when this text began."""
