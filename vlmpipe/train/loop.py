@@ -51,6 +51,7 @@ class TrainConfig:
     pack: int | None = None  # tokens of a row that several samples share; null: a sample has its row
     objective: str | dict[str, float] | None = None
     vision: Literal["scratch", "scorer"] = "scratch"  # pretraining only: where the vision tower's weights come from
+    init: str | None = None  # pretraining only: a model directory to go on from, of ours or of Hugging Face
     captions: bool = False  # finetuning only: rehearse the packed captions beside the questions
     lora: LoraConfig | None = None  # finetuning only
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
