@@ -1,18 +1,21 @@
 """Pictures at their own size: who sees whom, how they are packed, and what comes out of the whole model."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+import yaml
 from PIL import Image
 
 from tests.models.tiny import TEXTS
 from vlmpipe.config import parse
 from vlmpipe.errors import UserError
-from vlmpipe.models import VLMConfig, build
+from vlmpipe.models import VLMConfig, build, from_huggingface, to_huggingface
+from vlmpipe.models.generate import picture_inputs
 from vlmpipe.models.layers import TransformerConfig, attend, attend_within
 from vlmpipe.models.native import NativeConfig, fit, pack, plan
 from vlmpipe.models.places import picture_positions, row_positions, token_count
@@ -257,3 +260,17 @@ def test_attention_in_spans_is_attention_behind_a_mask():
     )))
     mask = (owner[:, None] == owner[None])[None, None]
     torch.testing.assert_close(attend_within(query, key, value, spans), attend(query, key, value, mask, None))
+
+
+def test_a_hugging_face_directory_brings_its_bounds_of_size(tmp_path):
+    """And a model of our own, whatever its pictures' size, is one of Qwen2.5-VL's family."""
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs/model/qwen2.5-vl.yaml").read_text())["architecture"]
+    model, _ = build(parse(VLMConfig, config, "qwen2.5-vl"), TEXTS)
+    to_huggingface(model, None, tmp_path)
+    transformers.Qwen2VLImageProcessorPil(size={"shortest_edge": 1600, "longest_edge": 9000}).save_pretrained(tmp_path)
+    again, processor = from_huggingface(tmp_path)
+    assert isinstance(transformers.AutoConfig.from_pretrained(tmp_path), transformers.Qwen2_5_VLConfig)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    assert again.config.vision.native.max_pixels == 9000
+    given = picture_inputs(again, processor, noise((300, 100)))
+    assert given["grids"].tolist() == [[1, *(side // 8 for side in fit(300, 100, 16, 1600, 9000))]]

@@ -103,6 +103,7 @@ class Processor:
         self.config, self.tokenizer = config, tokenizer
         self.image_size, self.text_limit = image_size, text_limit
         self.answers: tuple[str, ...] = tuple(answers)
+        self.picture: int | None = None  # the token that marks a picture's place in a text; ours stand before it
         self.pad, self.bos, self.eos, self.answer = (tokenizer.token_to_id(token) for token in SPECIAL_TOKENS)
 
     @property

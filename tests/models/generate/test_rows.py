@@ -1,8 +1,11 @@
 """Examples before the question, chained descriptions, and maps over pictures that are not square."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from tests.models.fusion.small import make_small
@@ -10,7 +13,7 @@ from tests.models.test_native import make as make_native
 from tests.models.tiny import TEXTS, make, pictures
 from vlmpipe.config import parse
 from vlmpipe.errors import UserError
-from vlmpipe.models import VLMConfig, build
+from vlmpipe.models import VLMConfig, build, from_huggingface
 from vlmpipe.models.generate import (
     DescribeConfig,
     Example,
@@ -22,6 +25,7 @@ from vlmpipe.models.generate import (
     interleave,
     picture_inputs,
 )
+from vlmpipe.models.parity import random_module
 from vlmpipe.models.text import SHARED
 
 ROW = {
@@ -161,3 +165,40 @@ def test_a_picture_asked_about_twice_is_read_once(kind):
 def image_tokens(model, processor, images):
     inputs = picture_inputs(model, processor, images)
     return model.vision(inputs["images"], grids=inputs.get("grids")).flatten(0, -2).shape
+
+
+TEMPLATE = (
+    "{% for message in messages %}USER: {% for part in message.content %}"
+    "{{ '<image>' if part.type == 'image' else part.text }} {% endfor %}{% endfor %}ASSISTANT:"
+)
+
+
+def test_a_chat_template_says_where_the_picture_stands(tmp_path):
+    """A LLaVA directory is asked as transformers asks it."""
+    _config, theirs = random_module("llava", image_token_index=3)
+    _, own = make("prefix")
+    theirs.resize_token_embeddings(own.vocab_size + 1)
+    theirs.save_pretrained(tmp_path)
+    words = own.tokenizer
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    mark = tokenizer.convert_tokens_to_ids("<image>")
+    facts = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**facts, "image_token_index": mark}))
+    transformers.CLIPImageProcessorPil(size={"height": 20, "width": 20}, do_center_crop=False).save_pretrained(tmp_path)
+    model, processor = from_huggingface(tmp_path)
+    questions = ["what color is the circle?", "how many?"]
+    found = answer(model, processor, pictures(2), questions, 5)
+    theirs.config.image_token_index = theirs.model.config.image_token_index = mark
+    for image, question, text in zip(pictures(2), questions, found, strict=True):
+        asked = tokenizer.encode(f"USER: <image> {question} ASSISTANT:", add_special_tokens=False)
+        at = asked.index(mark)
+        ids = torch.tensor([[*asked[:at], *[mark] * 16, *asked[at + 1 :]]])
+        pixels = processor.pictures(images=[image], return_tensors="pt")["pixel_values"]
+        said = theirs.generate(
+            ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=5, do_sample=False,
+            eos_token_id=processor.eos, pad_token_id=processor.pad,
+        )
+        assert text == processor.decode(said[0, ids.shape[1] :].tolist())

@@ -27,6 +27,8 @@ class Example:
     answer: str
 
 
+Part = tuple[Image.Image | None, EncodedText]
+
 # The text inputs of `forward`, of which a text encoder alone takes the first three.
 WORDS = ("tokens", "segments", "positions")
 QUESTIONED = (*WORDS, "prefix")
@@ -42,15 +44,14 @@ def to_device(
 def picture_inputs(
     model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image]
 ) -> dict[str, Tensor]:
-    """`images` of the forward pass, `grids` where pictures keep their own sizes, and `image_rows` where a row has a tuple
-    of pictures."""
+    """`images` of the forward pass, `grids` where pictures keep their own sizes, and `image_rows` where a row has a
+    tuple of pictures."""
     if any(isinstance(seen, tuple) for seen in images):
         rows = [seen if isinstance(seen, tuple) else (seen,) for seen in images]
         owners = torch.tensor([row for row, seen in enumerate(rows) for _ in seen], device=model.device)
         flat = [picture for seen in rows for picture in seen]
         return {**picture_inputs(model, processor, flat), "image_rows": owners}
-    own = getattr(getattr(processor, "config", None), "resize", "native") == "native"
-    if model.config.vision.native is None or not own:
+    if model.config.vision.native is None or processor.config.resize != "native":
         return {"images": processor.images(images).to(model.device)}
     patches, grids = pack([[image] for image in images], model.config.vision)
     return {"images": patches.to(model.device), "grids": grids}
@@ -65,7 +66,8 @@ def ask(
     With `once` a picture that several rows ask about is there once, and `readers` [B] says which one each row asks
     about, where the model can read it that way: `decode.prefill` does.
     """
-    if not examples:
+    marked = any(processor.picture in prompt.ids for prompt in prompts)
+    if not examples and not marked:
         asked = to_device(stack([[prompt] for prompt in prompts]), model, QUESTIONED)
         single = once and reads_pictures_first(model) and not any(isinstance(seen, tuple) for seen in images)
         distinct, readers = shared(images) if single else (images, [])
@@ -73,10 +75,20 @@ def ask(
             asked["readers"] = torch.tensor(readers, device=model.device)
             images = distinct
         return {**picture_inputs(model, processor, images), **asked}
-    shown = [processor.encode_answer(example.question, example.answer) for example in examples]
-    before = list(zip((example.image for example in examples), shown, strict=True))
-    rows = [[*before, (image, prompt)] for image, prompt in zip(images, prompts, strict=True)]
+    before = []
+    for example in examples:
+        before += said(processor, example.image, processor.encode_answer(example.question, example.answer))
+    rows = [[*before, *said(processor, image, prompt)] for image, prompt in zip(images, prompts, strict=True)]
     return interleave(model, processor, rows)
+
+
+def said(processor: Processor, seen: Image.Image | tuple[Image.Image, ...], text: EncodedText) -> list[Part]:
+    """Pictures and their text: the pictures where the text marks them, as chat templates do, or else before it."""
+    *first, last = seen if isinstance(seen, tuple) else (seen,)
+    at = text.ids.index(processor.picture) if processor.picture in text.ids else None
+    start, rest = ((), text.ids) if at is None else (text.ids[:at], text.ids[at + 1 :])
+    alone = [(image, EncodedText((), 0)) for image in first]
+    return [(None, EncodedText(start, 0)), *alone, (last, EncodedText(rest, 0))]
 
 
 def shared(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
@@ -100,16 +112,16 @@ def reads_pictures_first(model: VisionLanguageModel) -> bool:
 
 
 def interleave(
-    model: VisionLanguageModel, processor: Processor, rows: Sequence[Sequence[tuple[Image.Image, EncodedText]]]
+    model: VisionLanguageModel, processor: Processor, rows: Sequence[Sequence[Part]]
 ) -> dict[str, Tensor]:
-    """Inputs of `forward` for rows of (picture, text) after each other, as one text that sees all before it.
+    """Inputs of `forward` for rows of (picture or none, text) after each other, as one text that sees all before it.
 
     Raises:
         UserError: a row is longer than the positions that the model has learned.
     """
-    given = picture_inputs(model, processor, [image for row in rows for image, _ in row])
+    given = picture_inputs(model, processor, [image for row in rows for image, _ in row if image is not None])
     counts = iter(tokens_of_pictures(model, given))
-    placed = [[(next(counts), text) for _, text in row] for row in rows]
+    placed = [[(0 if image is None else next(counts), text) for image, text in row] for row in rows]
     length = max(sum(count + len(text.ids) for count, text in row) for row in placed)
     if model.text.position_embedding is not None and length > model.config.text.context:
         raise UserError(
@@ -129,7 +141,7 @@ def interleave(
     if getattr(model.fusion, "full", False):
         # Image tokens that look both ways do so in what all words share.
         batch["segments"] = segments.masked_fill(places, SHARED)
-    owners = torch.tensor([index for index, row in enumerate(rows) for _ in row])
+    owners = torch.tensor([index for index, row in enumerate(rows) for image, _ in row if image is not None])
     real = segments != PADDING
     given_words = real & (real.flip(1).cumsum(dim=1).flip(1) > 1)  # all but the one that the answer starts after
     batch |= {"image_places": places, "image_rows": owners, "prefix": given_words}

@@ -81,12 +81,15 @@ def take(model: nn.Module, part: str) -> nn.Module:
 
 
 def normalised_as(config: Any, processor: Any) -> Any:
-    """The config with the mean and deviation that the directory's image processor has."""
+    """The config with the mean, deviation and bounds of size that the directory's image processor has."""
     pictures = getattr(processor, "pictures", None)
     if isinstance(config, VLMConfig):
         return replace(config, vision=normalised_as(config.vision, processor))
     if not isinstance(config, VisionConfig) or pictures is None or not pictures.do_normalize:
         return config
+    if config.native is not None and getattr(pictures.size, "longest_edge", None):
+        bounds = {"min_pixels": pictures.size.shortest_edge, "max_pixels": pictures.size.longest_edge}
+        config = replace(config, native=replace(config.native, **bounds))
     return replace(config, mean=tuple(map(float, pictures.image_mean)), std=tuple(map(float, pictures.image_std)))
 
 

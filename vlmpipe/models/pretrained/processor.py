@@ -38,15 +38,18 @@ class HuggingFaceProcessor:
         text_limit: most tokens of one text; longer ones lose their end.
         fill: a text for the dual encoder is padded to the limit, and the model sees the padding (SigLIP).
         answers: candidates that a dual encoder chooses among.
+        picture: the token that a chat template puts where a picture stands.
     """
 
     def __init__(
-        self, pictures: Any, tokenizer: Any, image_size: int, text_limit: int, fill: bool = False, answers=()
+        self, pictures: Any, tokenizer: Any, image_size: int, text_limit: int, fill: bool = False, answers=(),
+        picture: int | None = None,
     ):
         self.pictures, self.tokenizer = pictures, tokenizer
         self.image_size, self.text_limit, self.fill = image_size, text_limit, fill
         self.answers: tuple[str, ...] = tuple(answers)
-        self.config = ProcessorConfig()
+        self.picture = picture
+        self.config = ProcessorConfig(resize="native")  # pictures come as `pictures` makes them
         names = ("pad", "bos", "eos") if tokenizer is not None else ()
         ids = {name: getattr(tokenizer, f"{name}_token_id") for name in names}
         # BERT's tokenizers call the ends of a text otherwise.
@@ -101,7 +104,8 @@ class HuggingFaceProcessor:
     def _prompt(self, question: str) -> list[int]:
         tokenizer = self._words()
         if question and getattr(tokenizer, "chat_template", None):
-            said = [{"role": "user", "content": question}]
+            shown = [{"type": "image"}, {"type": "text", "text": question}]
+            said = [{"role": "user", "content": question if self.picture is None else shown}]
             return tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
         start = self.bos if self.bos is not None else self.eos
         asked = tokenizer(QUESTION.format(question), add_special_tokens=False)["input_ids"] if question else []
@@ -130,7 +134,9 @@ class HuggingFaceProcessor:
 
     def facts(self) -> dict[str, Any]:
         """What `restore` needs beside the files."""
-        return {"image_size": self.image_size, "text_limit": self.text_limit, "fill": self.fill}
+        return {
+            "image_size": self.image_size, "text_limit": self.text_limit, "fill": self.fill, "picture": self.picture,
+        }
 
 
 def restore(directory: Path, facts: Mapping[str, Any], answers: Sequence[str]) -> HuggingFaceProcessor:
@@ -152,7 +158,8 @@ def read_processor(directory: Path, theirs: Mapping[str, Any]) -> HuggingFacePro
     said = getattr(tokenizer, "model_max_length", context) or context
     limit = int(min(context or said, said))
     return HuggingFaceProcessor(
-        pictures, tokenizer, side(pictures, theirs), limit, fill=theirs["model_type"] in ("siglip", "siglip2")
+        pictures, tokenizer, side(pictures, theirs), limit, fill=theirs["model_type"] in ("siglip", "siglip2"),
+        picture=theirs.get("image_token_id", theirs.get("image_token_index")),
     )
 
 

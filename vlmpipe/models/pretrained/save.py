@@ -18,12 +18,15 @@ from vlmpipe.models.pretrained.load import without
 from vlmpipe.models.pretrained.processor import write_processor
 from vlmpipe.models.processor import Processor
 from vlmpipe.models.text import TextConfig
+from vlmpipe.models.vision import VisionConfig
 
 # Of their configs, what they write themselves.
 SAVED_ANEW = {"model_type", "architectures", "dtype", "transformers_version", "_name_or_path"}
 
 # Of our configs, what has no place in theirs and changes no output of a trained model.
-OURS_ALONE = {"processor", "mean", "std", "dropout", "patch_dropout", "temperature", "max_scale"}
+OURS_ALONE = {
+    "processor", "mean", "std", "dropout", "patch_dropout", "temperature", "max_scale", "min_pixels", "max_pixels",
+}
 
 
 def to_huggingface(
@@ -176,6 +179,8 @@ def transformer_values(config: TransformerConfig) -> dict[str, Any]:
 SPELLED_OUT = {
     TransformerConfig: transformer_values,
     TextConfig: lambda config: {"final_norm": config.has_final_norm},
+    # Pictures of any size are read alike.
+    VisionConfig: lambda config: {"image_size": None} if config.native or config.resnet else {},
     ProjectionConfig: lambda config: {"bias": config.bias is not None},  # its value is where training starts
 }
 
