@@ -86,7 +86,10 @@ def train(space: Path, name: str, settings: Sequence[str]) -> None:
     print(f"{name}: training", flush=True)
     for stale in space.glob("results/*/metrics/*.json"):
         stale.unlink()
-    overrides = [word for setting in [f"model={name}", *settings] for word in ("-S", setting)]
+    # As `vlmpipe compose` does: a value can be set that its config file leaves at its default.
+    plain = [f"++{setting}" if "." in setting.partition("=")[0] else setting for setting in settings]
+    overrides = [word for setting in [f"model={name}", *plain] for word in ("-S", setting)]
+    call(space, ["dvc", "exp", "remove", name], check=False)  # of a run that was interrupted
     code = call(space, ["dvc", "exp", "run", "--name", name, *overrides, LAST], live=True, check=False)
     params = read_params(space / "params.yaml")
     try:
