@@ -117,6 +117,24 @@ def test_padding_changes_nothing_and_looks_are_told():
     torch.testing.assert_close(model(**alone, heads=("matching",)).matching, together[[2]])
 
 
+@pytest.mark.parametrize("vision", [
+    {"regions": 6},
+    {"image_size": 32, "patch_size": 8, "transformer": {"width": 20, "depth": 1, "heads": 2}},
+])
+def test_a_picture_with_less_is_the_same_alone_and_filled_up(vision):
+    model, processor = make("co_attention", vision=vision)
+    inputs = {name: value[:2] for name, value in batch(processor).items()}
+    if "regions" in vision:
+        images, grids = torch.randn(2, 5, 6), torch.tensor([[1, 1, 5], [1, 1, 3]])
+        small = images[1:, :3]
+    else:
+        images, grids = torch.randn(2, 3, 32, 32), torch.tensor([[1, 4, 4], [1, 3, 2]])
+        small = images[1:, :, :24, :16]
+    together = model(**{**inputs, "images": images}, grids=grids, heads=("matching",)).matching
+    alone = {**{name: value[1:] for name, value in inputs.items()}, "images": small}
+    torch.testing.assert_close(model(**alone, heads=("matching",)).matching, together[1:])
+
+
 def test_a_text_or_a_picture_alone_is_refused():
     model, processor = make("co_attention")
     inputs = batch(processor)

@@ -9,6 +9,7 @@ from PIL import Image
 from vlmpipe.errors import UserError
 from vlmpipe.models import from_huggingface
 from vlmpipe.models.fill import fill_up
+from vlmpipe.models.generate.rows import picture_inputs
 from vlmpipe.models.parity import TOLERANCE, random_module
 
 SIZES = [(61, 40), (40, 64), (50, 50)]
@@ -31,7 +32,7 @@ def test_pictures_of_any_size_get_the_same_answers(tmp_path):
         given = prepare(images=pictures(), return_tensors="pt")
         expected = theirs(input_ids=words, attention_mask=real, **given).logits
         model, processor = from_huggingface(tmp_path)
-        filled = fill_up([processor.image(picture) for picture in pictures()], 5)
+        filled = picture_inputs(model, processor, pictures())
         assert filled["images"].dtype == torch.uint8 and len(set(map(tuple, filled["grids"].tolist()))) == 3
         found = model(**filled, tokens=words, segments=real, positions=torch.arange(4).expand(3, -1)).answers
     assert ((found - expected).abs().max() / expected.abs().max()).item() <= TOLERANCE

@@ -96,9 +96,11 @@ class CoAttention(Fusion):
         if rows.shape[1] > 1 or len(tokens) != len(inputs.tokens):
             raise UserError(f"found {len(tokens)} pictures for {len(inputs.tokens)} texts; expected one a text")
         real_BN = real_tokens(vision, inputs, tokens)
-        whole_B1D = vision.pool(tokens)[:, None]
-        image_BND = torch.cat([whole_B1D, vision.patches(tokens)], dim=1)
-        real_BN = torch.cat([torch.ones_like(real_BN[:, :1]), vision.patches(real_BN[..., None])[..., 0]], dim=1)
+        patches, real_BN1 = vision.patches(tokens), vision.patches(real_BN[..., None])
+        filled = inputs.grids is not None and not vision.config.class_token
+        whole_BD = (patches * real_BN1).sum(dim=1) / real_BN1.sum(dim=1) if filled else vision.pool(tokens)
+        image_BND = torch.cat([whole_BD[:, None], patches], dim=1)
+        real_BN = torch.cat([torch.ones_like(real_BN[:, :1]), real_BN1[..., 0]], dim=1)
         segments_BN = torch.where(real_BN, owners(inputs), PADDING)
         return self.embedding_dropout(self.embedding_norm(self.projector(image_BND))), segments_BN
 

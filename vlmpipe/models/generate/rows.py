@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmpipe.errors import UserError
+from vlmpipe.models.fill import fill_up
 from vlmpipe.models.native import pack
 from vlmpipe.models.places import row_positions, token_count
 from vlmpipe.models.processor import EncodedText, Processor, stack
@@ -51,10 +52,14 @@ def picture_inputs(
         owners = torch.tensor([row for row, seen in enumerate(rows) for _ in seen], device=model.device)
         flat = [picture for seen in rows for picture in seen]
         return {**picture_inputs(model, processor, flat), "image_rows": owners}
-    if model.config.vision.native is None or processor.config.resize != "native":
-        return {"images": processor.images(images).to(model.device)}
-    patches, grids = pack([[image] for image in images], model.config.vision)
-    return {"images": patches.to(model.device), "grids": grids}
+    vision, own = model.config.vision, processor.config.resize == "native"
+    if vision.native is not None and own:
+        patches, grids = pack([[image] for image in images], vision)
+        return {"images": patches.to(model.device), "grids": grids}
+    if own:
+        filled = fill_up([processor.image(image) for image in images], vision.patch_size)
+        return {name: tensor.to(model.device) for name, tensor in filled.items()}
+    return {"images": processor.images(images).to(model.device)}
 
 
 def ask(
