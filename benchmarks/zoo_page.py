@@ -38,9 +38,11 @@ LARGEST = 40_000  # bytes of a picture
 
 @dataclass(frozen=True)
 class Row:
-    """One preset on one task; `passed`: whether its gates let it through."""
+    """One preset on one task. stage: the training behind which it was measured; passed: whether its gates let it
+    through."""
 
     model: str
+    stage: str
     parameters: int
     task: str
     metric: str
@@ -73,24 +75,26 @@ def rows_of(name: str, space: Path, params: dict, passed: bool) -> list[Row]:
             measured = found["metrics"].get(f"{task}.{metric}")
             if measured is not None and (task, metric) not in rows:
                 twin, guess = (found["metrics"].get(f"{task}.{other}") for other in (wrong, blind))
-                n = found["n"][f"{task}.{metric}"]
-                rows[task, metric] = Row(name, count, task, metric, measured, twin, guess, n, seconds, passed)
+                rows[task, metric] = Row(
+                    name, file.stem, count, task, metric, measured, twin, guess, found["n"][f"{task}.{metric}"],
+                    seconds, passed,
+                )
     return list(rows.values())
 
 
 # --- pictures ----------------------------------------------------------------------------------------------
 
-def picture(space: Path, params: dict, task: str, out: Path) -> None:
+def picture(space: Path, params: dict, row: Row, out: Path) -> None:
     """A row of what the last model of a workspace says of a few test pictures."""
-    root = space / params["root"]
+    root, task = space / params["root"], row.task
     files = TaskConfig(**params["task"])
     packed = TASKS[task].packed
     place = (root / "packed" if packed else space / files.path) / "test"
     samples = spread(TASKS[task].read(place, files))
     pictures = TASKS[task].pictures(place, {sample.image for sample in samples}, files)
     seen = [decode(pictures, sample.image) for sample in samples]
-    model, processor = load(root / "models" / "finetune")
-    said = predictions(root / "evaluation" / "finetune" / "samples.parquet", task)
+    model, processor = load(root / "models" / row.stage)
+    said = predictions(root / "evaluation" / row.stage / "samples.parquet", task)
     tiles = tiles_of(task, model, processor, samples, seen, said)
     save(sheet(tiles), out)
 
@@ -187,8 +191,9 @@ def write_page(path: Path, rows: Sequence[Row], known: Sequence[str], settings: 
         "be said without a picture, or chance.",
         "Perplexity is better when lower. Seconds are of both trainings, on a machine that may have done other work.",
         "",
-        "| model | parameters | task | metric | score | wrong picture | blind guess | samples | seconds | gates |",
-        "|---|---|---|---|---|---|---|---|---|---|", *map(line, rows), "",
+        "| model | parameters | after | task | metric | score | wrong picture | blind guess | samples | seconds | "
+        "gates |",
+        "|---|---|---|---|---|---|---|---|---|---|---|", *map(line, rows), "",
     ]
     left = [name for name in known if name not in done]
     if left:
@@ -205,8 +210,8 @@ def line(row: Row) -> str:
     shown = [number(row.score), number(row.wrong), number(row.blind)]
     gates = "passed" if row.passed else "stopped"
     return (
-        f"| {row.model} | {row.parameters / 1e6:.1f}M | {row.task} | {row.metric} | {' | '.join(shown)} "
-        f"| {row.samples} | {row.seconds:.0f} | {gates} |"
+        f"| {row.model} | {row.parameters / 1e6:.1f}M | {row.stage} | {row.task} | {row.metric} "
+        f"| {' | '.join(shown)} | {row.samples} | {row.seconds:.0f} | {gates} |"
     )
 
 
