@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -290,3 +292,29 @@ def test_two_workers_give_the_curve_of_one(packed, tmp_path, preset, ray_of_two_
     two = Cluster(workers=2, cpus_per_worker=1, threads=1)
     pretrain(packed, scorer, tmp_path / "two", tmp_path / "b", model(preset), config, two)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_one_of_two_workers_is_killed_mid_epoch(packed, tmp_path, ray_of_two_cores):
+    """Ray starts both again; they go on from the checkpoint, and every step has the batch that it always had."""
+    config = dataclasses.replace(CONFIG, steps=300, checkpoint_every=10, log_every=1)
+    two = Cluster(workers=2, cpus_per_worker=1, threads=1)
+    whole = run_pretrain(packed, tmp_path / "whole", two, config)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run_pretrain, packed, tmp_path / "killed", two, config)
+        progress = tmp_path / "killed" / "state" / "progress.jsonl"
+        wait_for(lambda: running.done() or (progress.exists() and progress.read_text().count("\n") > 25))
+        ours = psutil.Process().children(recursive=True)
+        _, second = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+        second.kill()
+        killed = running.result()
+    resumed_from = json.loads((tmp_path / "killed" / "state" / "timing.json").read_text())["resumed_from"]
+    assert 20 <= resumed_from < 300 and resumed_from % 10 == 0
+    assert contents(killed) == contents(whole)  # curves.jsonl holds every step once, with the loss of its batch
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"nothing came for {seconds} s"
+        time.sleep(0.02)
