@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.data.task_world import TASKS as WORLD
@@ -12,7 +13,7 @@ from vlmpipe.evaluate.tasks import TASKS
 from vlmpipe.evaluate.tasks.base import Sample, keys_of
 from vlmpipe.evaluate.tasks.captions import score_pairs
 from vlmpipe.evaluate.tasks.detection import certain
-from vlmpipe.evaluate.tasks.regions import best_blind_mask, true_mask
+from vlmpipe.evaluate.tasks.regions import around, best_blind_mask, by_picture, true_mask
 from vlmpipe.evaluate.tasks.statements import consistency
 
 KINDS = {
@@ -88,3 +89,23 @@ def test_records_of_another_kind_are_named(world):
         TASKS["classification"].read(world / "regions" / "test", TaskConfig("refcoco"))
     with pytest.raises(UserError, match="found 'refcocco'; did you mean 'refcoco'"):
         TaskConfig("refcocco")
+
+
+def test_phrases_about_one_picture_are_looked_for_together(world):
+    samples = samples_of(world, "referring")[:6]
+    pictures = [Image.new("RGB", (64, 64), (len(sample.image), index, 0)) for index, sample in enumerate(samples)]
+    asked = []
+
+    def look(picture, phrases):
+        asked.append(phrases)
+        return [(picture.getpixel((0, 0))[1], phrase) for phrase in phrases]
+
+    rows = by_picture(samples, pictures, pictures, look)
+    assert [row["right"][1] for row in rows] == [sample.question for sample in samples]
+    assert len(asked) == 2 * len({sample.image for sample in samples})
+
+
+def test_a_box_lies_around_what_is_marked():
+    mask = np.zeros((8, 10), bool)
+    mask[2:4, 5:9] = True
+    assert around(mask) == (5.0, 2.0, 9.0, 4.0) and around(mask & False) == (0.0, 0.0, 0.0, 0.0)

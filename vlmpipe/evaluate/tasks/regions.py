@@ -3,7 +3,9 @@
 Shapes: y and x pixels of the picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +59,28 @@ def predict_masks(
     wrong: Sequence[Image.Image], config: EvaluateConfig,
 ) -> list[dict]:
     """Bool [y, x] of the true picture's size, from either picture."""
+    return by_picture(batch, right, wrong, partial(find_masks, model, processor))
+
+
+def by_picture(
+    batch: Sequence[Sample], right: Sequence[Image.Image], wrong: Sequence[Image.Image],
+    look: Callable[[Image.Image, list[str]], Sequence],
+) -> list[dict]:
+    """What `look` finds for each phrase, with either picture; phrases about one picture are looked for in one go."""
     found = []
-    for sample, pictures in zip(batch, zip(right, wrong, strict=True), strict=True):
-        size = sample.truth.size
-        seen = (segment(model, processor, picture.resize(size), [sample.question])[0] for picture in pictures)
-        found.append(dict(zip(("right", "wrong"), (mask.numpy() > SURE for mask in seen))))
+    for _, group in groupby(zip(batch, right, wrong, strict=True), key=lambda asked: asked[0].image):
+        samples, *pictures = zip(*group, strict=True)
+        phrases, size = [sample.question for sample in samples], samples[0].truth.size
+        seen = (look(shown[0].resize(size), phrases) for shown in pictures)
+        found += [{"right": one, "wrong": other} for one, other in zip(*seen, strict=True)]
     return found
+
+
+def find_masks(
+    model: VisionLanguageModel, processor: Processor, picture: Image.Image, phrases: Sequence[str]
+) -> np.ndarray:
+    """Bool [phrases, y, x]."""
+    return segment(model, processor, picture, phrases).numpy() > SURE
 
 
 def true_mask(query: Query) -> np.ndarray:
@@ -107,18 +125,21 @@ def predict_boxes(
     wrong: Sequence[Image.Image], config: EvaluateConfig,
 ) -> list[dict]:
     """The surest box for each phrase, in pixels of the true picture, from either picture."""
-    return [
-        dict(zip(("right", "wrong"), (find(model, processor, seen.resize(sample.truth.size), sample.question)
-                                      for seen in pictures)))
-        for sample, pictures in zip(batch, zip(right, wrong, strict=True), strict=True)
-    ]
+    return by_picture(batch, right, wrong, partial(find_boxes, model, processor))
 
 
-def find(model: VisionLanguageModel, processor: Processor, picture: Image.Image, phrase: str) -> Box:
-    """By the head for boxes, or around the mask; a box of no size where nothing was marked."""
-    if model.detection is not None:
-        return tuple(detect(model, processor, picture, [phrase], least=0.0).boxes[0].tolist())
-    rows, columns = np.nonzero(segment(model, processor, picture, [phrase])[0].numpy() > SURE)
+def find_boxes(
+    model: VisionLanguageModel, processor: Processor, picture: Image.Image, phrases: Sequence[str]
+) -> list[Box]:
+    """By the head for boxes, or around the mask."""
+    if model.detection is None:
+        return [around(mask) for mask in find_masks(model, processor, picture, phrases)]
+    return [tuple(detect(model, processor, picture, [phrase], least=0.0).boxes[0].tolist()) for phrase in phrases]
+
+
+def around(mask: np.ndarray) -> Box:
+    """Left, top, right, bottom of what is marked; a box of no size where nothing is."""
+    rows, columns = np.nonzero(mask)
     if not len(rows):
         return 0.0, 0.0, 0.0, 0.0
     return float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1)
