@@ -216,6 +216,11 @@ def rotate(x_BHTK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+def taken(x_BTD: Tensor, only_B: Tensor | None) -> Tensor:
+    """[B, 1, ...]: the one place of each row that is wanted; None: all of them."""
+    return x_BTD if only_B is None else x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), only_B][:, None]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one matrix for queries, keys and values."""
 
@@ -232,9 +237,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(self.sizes[0], config.width, bias=config.bias)
 
     def forward(
-        self, x_BTD, mask=None, rotary=None, cache: Cache | None = None, weights: list | None = None, spans=None
+        self, x_BTD, mask=None, rotary=None, cache: Cache | None = None, weights: list | None = None, spans=None,
+        only_B: Tensor | None = None,
     ):
-        """`spans`: who sees whom instead of a mask, see `attend_within`."""
+        """`spans`: who sees whom instead of a mask, see `attend_within`. `only_B`: the one place of each row that
+        looks; all are seen."""
         query, key, value = (
             part.unflatten(-1, (-1, self.config.per_head)).transpose(1, 2)
             for part in self.qkv(x_BTD).split(self.sizes, dim=-1)
@@ -247,6 +254,9 @@ class Attention(nn.Module):
             key, value = cache.extend(self.layer, key, value)
         if spans is not None:
             return self.out(attend_within(query, key, value, spans).transpose(1, 2).flatten(2))
+        if only_B is not None:
+            query = taken(query.transpose(1, 2), only_B).transpose(1, 2)
+            mask = mask if mask is None or mask.shape[2] == 1 else taken(mask[:, 0], only_B)[:, None]
         return self.out(attend(query, key, value, mask, weights).transpose(1, 2).flatten(2))
 
 
@@ -350,14 +360,19 @@ class Block(nn.Module):
         crossed = config.cross is not None and config.cross.at(layer)
         self.cross = CROSSES[config.cross.kind](cross_config(config), memory_width) if crossed else None
 
-    def forward(self, x_BTD: Tensor, memory: Memory | None = None, looks: list | None = None, **context) -> Tensor:
-        """`looks`: a list to which cross-attention appends its weights [B, H, T, M]."""
+    def forward(
+        self, x_BTD: Tensor, memory: Memory | None = None, looks: list | None = None, only_B: Tensor | None = None,
+        **context,
+    ) -> Tensor:
+        """`looks`: a list to which cross-attention appends its weights [B, H, T, M]. `only_B`: see `Transformer`."""
         if self.cross is not None and self.cross.before:
             x_BTD = self.cross(x_BTD, memory, looks)
         if self.pre:
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), **context))
+            mixed = self.attention(self.attention_norm(x_BTD), only_B=only_B, **context)
+            x_BTD = taken(x_BTD, only_B) + self.dropout(mixed)
         else:
-            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, **context)))
+            mixed = self.attention(x_BTD, only_B=only_B, **context)
+            x_BTD = self.attention_norm(taken(x_BTD, only_B) + self.dropout(mixed))
         if self.cross is not None and not self.cross.before:
             x_BTD = self.cross(x_BTD, memory, looks)
         if self.pre:
@@ -437,14 +452,18 @@ class Transformer(nn.Module):
         memory_width = memory_width or config.width
         self.blocks = nn.ModuleList(Block(config, layer, memory_width) for layer in range(config.depth))
 
-    def forward(self, x_BTD: Tensor, taps: list | None = None, until: int | None = None, **context) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, taps: list | None = None, until: int | None = None, only_B: Tensor | None = None, **context
+    ) -> Tensor:
         """`taps`: a list to which the output of each block is appended. `until`: the first block that does not run,
-        counted from the end if below 0. The rest goes to every block."""
-        for block in self.blocks[:until]:
-            x_BTD = block(x_BTD, **context)
+        counted from the end if below 0. `only_B`: the one place of each row that is wanted, [B, 1, D]; the last block
+        computes no other, which saves three quarters of it. The rest goes to every block."""
+        blocks = self.blocks[:until]
+        for number, block in enumerate(blocks, start=1):
+            x_BTD = block(x_BTD, only_B=only_B if number == len(blocks) else None, **context)
             if taps is not None:
                 taps.append(x_BTD)
-        return x_BTD
+        return x_BTD if len(blocks) else taken(x_BTD, only_B)
 
 
 def initialize(module: nn.Module) -> None:

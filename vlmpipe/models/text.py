@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from vlmpipe.errors import UserError
-from vlmpipe.models.layers import Cache, Memory, RotaryConfig, Transformer, TransformerConfig, build_norm, rotary_table
+from vlmpipe.models.layers import (
+    Cache,
+    Memory,
+    RotaryConfig,
+    Transformer,
+    TransformerConfig,
+    build_norm,
+    rotary_table,
+    taken,
+)
 
 PADDING = 0
 SHARED = -1
@@ -122,10 +131,11 @@ class TextModel(nn.Module):
         taps: list | None = None,
         types_BT: Tensor | None = None,
         given_BT: Tensor | None = None,
+        only_B: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, D] after the last norm. `weights`, `looks`, `taps`: lists that are filled layer by layer with
-        self-attention, cross-attention and hidden states. `given_BT`: tokens that see the later ones of their text that
-        are given too; where a cache is, on the first call only."""
+        """[B, T, D] after the last norm, or [B, 1, D] of the places `only_B`. `weights`, `looks`, `taps`: lists that
+        are filled layer by layer with self-attention, cross-attention and hidden states. `given_BT`: tokens that see
+        the later ones of their text that are given too; where a cache is, on the first call only."""
         keys_BS = segments_BT
         if cache is not None:
             keys_BS = segments_BT if cache.segments is None else torch.cat([cache.segments, segments_BT], dim=1)
@@ -137,22 +147,34 @@ class TextModel(nn.Module):
             turning = RotaryConfig(self.config.rotary_theta, self.config.rotary_sections)
             rotary = rotary_table(positions, self.config.transformer.per_head, turning)
         x_BTD = self.transformer(
-            x_BTD, taps, mask=mask, rotary=rotary, cache=cache, weights=weights, memory=memory, looks=looks
+            x_BTD, taps, only_B=only_B, mask=mask, rotary=rotary, cache=cache, weights=weights, memory=memory,
+            looks=looks,
         )
         return self.norm(x_BTD)
 
+    def encode(
+        self, embeddings_BTD: Tensor, segments_BT: Tensor, positions: Tensor, types_BT: Tensor | None = None
+    ) -> Tensor:
+        """[B, D] for the whole text of each row, as `forward` and `pool` have it, with no more work than that takes."""
+        only_B = self.standing(segments_BT)
+        x_BTD = self(embeddings_BTD, segments_BT, positions, types_BT=types_BT, only_B=only_B)
+        return self.pool(x_BTD, segments_BT if only_B is None else torch.ones_like(segments_BT[:, :1]))
+
     def pool(self, x_BTD: Tensor, segments_BT: Tensor) -> Tensor:
         """[B, D] for the whole text of each row."""
-        pooled_BD = self.gather(x_BTD, segments_BT)
+        only_B = self.standing(segments_BT)
+        pooled_BD = self.mean(x_BTD, segments_BT) if only_B is None else taken(x_BTD, only_B)[:, 0]
         return pooled_BD if self.pooler is None else self.pooler(pooled_BD).tanh()
 
-    def gather(self, x_BTD: Tensor, segments_BT: Tensor) -> Tensor:
-        """[B, D] of the token that stands for the row, or the mean of all."""
-        real_BT = segments_BT != PADDING
+    def standing(self, segments_BT: Tensor) -> Tensor | None:
+        """[B]: the place of the token that stands for the row; None: all do."""
         if self.config.pool == "mean":
-            weight = real_BT.to(x_BTD.dtype)[..., None]
-            return (x_BTD * weight).sum(dim=1) / weight.sum(dim=1)
-        if self.config.pool == "first":
-            return x_BTD[:, 0]
-        last_B = real_BT.sum(dim=1) - 1
-        return x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), last_B]
+            return None
+        last_B = (segments_BT != PADDING).sum(dim=1) - 1
+        return last_B if self.config.pool == "last" else torch.zeros_like(last_B)
+
+    @staticmethod
+    def mean(x_BTD: Tensor, segments_BT: Tensor) -> Tensor:
+        """[B, D] of what is no padding."""
+        weight = (segments_BT != PADDING).to(x_BTD.dtype)[..., None]
+        return (x_BTD * weight).sum(dim=1) / weight.sum(dim=1)

@@ -215,6 +215,7 @@ class VisionEncoder(PixelEncoder):
         grids: Tensor | None = None,
         frames: Tensor | None = None,
         embedded: Callable[[Tensor], Tensor] | None = None,
+        pooled: bool = False,
     ) -> Tensor:
         """[B, N, D] after the last norm, or of an earlier `config.layer`.
 
@@ -225,6 +226,7 @@ class VisionEncoder(PixelEncoder):
                 ones are filled up to a common size; see `real`. The patch dropout leaves such pictures alone.
             frames: [B] the number of each picture in its clip.
             embedded: what to do with the patch tokens of the stem [B, N, D] before positions are added (masking).
+            pooled: nothing is wanted but what `pool` makes of it: where that is one token, [B, 1, D] of it.
         """
         grid_BDyx = self.stem(self.normalise(images_BCYX))
         x_BND = grid_BDyx.flatten(2).transpose(1, 2)
@@ -235,7 +237,9 @@ class VisionEncoder(PixelEncoder):
         outputs: list[Tensor] = [] if taps is None else taps
         mask = None if grids is None else self.real(grids, tuple(images_BCYX.shape[-2:]))[:, None, None]
         wanted = self.config.layer + 1 if taps is None and weights is None else 0
-        x_BND = self.transformer(x_BND, outputs, wanted or None, mask=mask, weights=weights)
+        alone = pooled and self.config.pool == "class" and self.config.layer == -1
+        only_B = torch.zeros(len(x_BND), dtype=torch.int64, device=x_BND.device) if alone else None
+        x_BND = self.transformer(x_BND, outputs, wanted or None, only_B, mask=mask, weights=weights)
         return self.norm(x_BND) if self.config.layer == -1 else outputs[-1 if wanted else self.config.layer]
 
     def hide(self, x_BND: Tensor, hidden_BN: Tensor) -> Tensor:

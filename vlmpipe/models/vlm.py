@@ -30,7 +30,7 @@ from vlmpipe.models.heads import (
 from vlmpipe.models.layers import Cache, initialize
 from vlmpipe.models.processor import ProcessorConfig
 from vlmpipe.models.text import TextConfig, TextModel
-from vlmpipe.models.vision import VisionConfig, build_vision
+from vlmpipe.models.vision import VisionConfig, VisionEncoder, build_vision
 
 
 @dataclass(frozen=True)
@@ -204,12 +204,11 @@ class VisionLanguageModel(nn.Module):
 
     def encode_image(self, images_BCYX: Tensor) -> Tensor:
         """[B, E] unit norm, in the space shared with text."""
-        return self.projection.embed_image(self.vision.pool(self.vision(images_BCYX)))
+        return self.projection.embed_image(self.vision.pool(self.vision(images_BCYX, **self._summary())))
 
     def encode_text(self, tokens: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
         """[B, E] unit norm, in the space shared with images."""
-        x_BTD = self.text(self.text.token_embedding(tokens), segments, positions)
-        return self.projection.embed_text(self.text.pool(x_BTD, segments))
+        return self.projection.embed_text(self.text.encode(self.text.token_embedding(tokens), segments, positions))
 
     def embed_prompt(self, images_BCYX: Tensor) -> Tensor:
         """[B, E] of any length: what to look for, shown by a picture of it (CLIPSeg, arXiv 2112.10003, section 3)."""
@@ -219,24 +218,32 @@ class VisionLanguageModel(nn.Module):
         values = {"scale": self.projection.scale(), "bias": self.projection.logit_bias}
         if inputs.tokens is not None:
             embeddings_BTD = self.text.token_embedding(inputs.tokens)
-            x_BTD = self.text(embeddings_BTD, inputs.segments, inputs.positions, types_BT=inputs.types)
-            features_BE = self.projection.text(self.text.pool(x_BTD, inputs.segments))
+            features_BE = self.projection.text(
+                self.text.encode(embeddings_BTD, inputs.segments, inputs.positions, inputs.types)
+            )
             values["text_embedding"] = F.normalize(features_BE, dim=-1)
             condition = features_BE if condition is None else condition
         if inputs.images is not None:
             taps: list[Tensor] = []
-            tokens_nND = self.vision(inputs.images, taps=taps, grids=inputs.grids, frames=inputs.frames)
+            wanted = self._pointers(heads) if condition is not None else set()
+            summary = {} if wanted else self._summary()
+            tokens_nND = self.vision(inputs.images, taps=taps, grids=inputs.grids, frames=inputs.frames, **summary)
             values["image_embedding"] = self.projection.embed_image(self.vision.pool(tokens_nND))
-            if condition is not None:
-                values |= self._point(inputs, tokens_nND, taps, condition, heads)
+            if wanted:
+                values |= self._point(inputs, tokens_nND, taps, condition, wanted)
         return values
 
-    def _point(self, inputs: Inputs, tokens_nND, taps, condition_BE, heads: Collection[str] | None) -> dict:
-        """Masks and boxes, as far as there are such heads and they are wanted."""
-        wanted = {name for name in ("mask", "detection") if getattr(self, name) is not None}
-        wanted &= wanted if heads is None else set(heads)
-        if not wanted:
-            return {}
+    def _summary(self) -> dict[str, bool]:
+        """What tells the vision encoder that only `pool` will be asked for."""
+        return {"pooled": True} if isinstance(self.vision, VisionEncoder) else {}
+
+    def _pointers(self, heads: Collection[str] | None) -> set[str]:
+        """The heads for masks and boxes that are there and wanted."""
+        there = {name for name in ("mask", "detection") if getattr(self, name) is not None}
+        return there if heads is None else there & set(heads)
+
+    def _point(self, inputs: Inputs, tokens_nND, taps, condition_BE, wanted: set[str]) -> dict:
+        """Masks and boxes, as far as they are wanted."""
         values, patch = {}, self.config.vision.patch_size
         seen = Grounding(
             tokens_nND, taps, (inputs.images.shape[-2] // patch, inputs.images.shape[-1] // patch), condition_BE,
