@@ -3,8 +3,8 @@
     make zoo [MODELS="clip clipseg"] [SET="train.pretrain.steps=100 ..."]
 
 Works in a clone of the committed code at `--workspace` (default zoo/), whose curation runs once; then each model is a
-`dvc exp run -S model=NAME`. A model that has finished is skipped, so an interrupted run goes on. What was measured so
-far is written to docs/zoo.md, with a picture of what each model says.
+`dvc exp run -S model=NAME`. A model that has finished is skipped, so an interrupted run goes on; for changed code or
+settings remove the workspace. What was measured so far is written to docs/zoo.md, with pictures of what each says.
 """
 
 import argparse
@@ -55,9 +55,7 @@ def main() -> int:
             print(f"{name}: done before", flush=True)
         else:
             train(space, name, settings)
-    found = [Row(**row) for file in sorted((space / "rows").glob("*.json")) for row in read_json(file)]
-    shown = call(space, ["dvc", "exp", "show", "--csv", "--only-changed"], check=False)
-    write_page(ROOT / "docs" / "zoo.md", found, known, options.set, shown)
+        publish(space, known, options.set)
     return 0
 
 
@@ -99,6 +97,13 @@ def train(space: Path, name: str, settings: Sequence[str]) -> None:
         return
     picture(space, params, rows[0], ROOT / "docs" / "images" / "zoo" / f"{name}.jpg")
     write_json(space / "rows" / f"{name}.json", [vars(row) for row in rows])
+
+
+def publish(space: Path, known: Sequence[str], settings: Sequence[str]) -> None:
+    """The page of all that was measured so far."""
+    found = [Row(**row) for file in sorted((space / "rows").glob("*.json")) for row in read_json(file)]
+    shown = call(space, ["dvc", "exp", "show", "--csv", "--only-changed"], check=False)
+    write_page(ROOT / "docs" / "zoo.md", found, known, settings, shown)
 
 
 def call(space: Path, command: Sequence[str], live: bool = False, check: bool = True) -> str:

@@ -1,5 +1,6 @@
 """docs/zoo.md: what each preset scored, and a picture of what it says."""
 
+import csv
 import io
 import textwrap
 from collections.abc import Sequence
@@ -201,9 +202,24 @@ def write_page(path: Path, rows: Sequence[Row], known: Sequence[str], settings: 
     for name in done:
         if (path.parent / "images" / "zoo" / f"{name}.jpg").exists():
             lines += [f"## {name}", "", f"![What {name} says of test pictures](images/zoo/{name}.jpg)", ""]
-    if shown.strip():
-        lines += ["## dvc exp show", "", "```", *(text[:160] for text in shown.strip().splitlines()[:40]), "```", ""]
+    lines += ["## dvc exp show", "", *compared(shown), ""]
     write_bytes_atomic(path, "\n".join(lines).encode())
+
+
+def compared(shown: str) -> list[str]:
+    """DVC's comparison, which is csv with a column for every parameter and metric, as a table of the scores."""
+    found = [row for row in csv.DictReader(shown.splitlines()) if row["Experiment"]]
+    wanted = dict.fromkeys(f"metrics.{task}.{metric}" for task, metric, _, _ in SCORES)
+    columns = [name for name in wanted if any(measured(row, name) for row in found)]
+    head = ["experiment", *(name.removeprefix("metrics.") for name in columns)]
+    body = [[row["Experiment"], *(measured(row, name) for name in columns)] for row in found]
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+
+
+def measured(row: dict[str, str], name: str) -> str:
+    """A number of an experiment; empty where it has none."""
+    value = row.get(name) or "!"
+    return "" if value in "!-" else number(float(value))
 
 
 def line(row: Row) -> str:
