@@ -14,8 +14,10 @@ from vlmpipe.data.task_world import write_tasks
 from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.tasks import evaluate
+from vlmpipe.models import load
 from vlmpipe.shards import read_json, write_manifest, write_table
 from vlmpipe.stages import STAGES, configs, validate
+from vlmpipe.train.batches import decode_images
 from vlmpipe.train.stages import finetune, pretrain
 from vlmpipe.train.tasks import read_task
 
@@ -121,3 +123,42 @@ def test_too_many_pictures_for_a_row_are_named(world, tmp_path):
 def test_a_dual_encoder_reads_no_pairs_of_pictures(world, tmp_path):
     with pytest.raises(UserError, match=r"found 2 pictures in a row; expected a model with heads.language_model or"):
         tuned(world, tmp_path, "clip", make("clip", "task=statements"))
+
+
+def taught(world: Path, name: str, task: str, reader: str):
+    """The training data of a task for a preset: its records, processor, dataset and objective."""
+    model, processor = load(started(world, name, make(name)))
+    source = read_task(world / "tasks" / task / "train", TaskConfig(reader))
+    processor.answers = source.answers_for(model)
+    images = decode_images(source.images, len(source.images), processor, Path("unused"))
+    return (source.records, processor, *source.lessons(images, model, processor, per_row=4))
+
+
+def test_questions_for_classes_hold_each_answers_score(world):
+    records, processor, dataset, objective = taught(world, "vilt", "questions", "vqav2")
+    batch = dataset.collate([0, 5])
+    known = [processor.answers.index(records[row].answers[0]) for row in (0, 5)]
+    assert objective == "answers" and len(dataset) == len(records)
+    assert batch["answers"].shape == (2, 64) and batch["answers"].sum() == 2
+    assert batch["answers"][[0, 1], known].tolist() == [1, 1]
+
+
+def test_statements_hold_both_pictures_and_the_verdict(world):
+    records, _, dataset, objective = taught(world, "vilt", "statements", "nlvr2")
+    batch = dataset.collate([1, 2])
+    assert objective == "statements" and batch["image_rows"].tolist() == [0, 0, 1, 1]
+    assert batch["statement_labels"].tolist() == [int(record.label) for record in records[1:3]]
+
+
+def test_detections_ask_for_labels_that_are_not_there_too(world):
+    records, _, dataset, objective = taught(world, "detector", "detection", "coco_instances")
+    phrases = {(query.image, query.phrase) for _, queries in dataset.rows for query in queries}
+    absent = [(image, phrase) for image, phrase in phrases
+              if not any(record.image == image and phrase in record.labels for record in records)]
+    assert objective == "boxes" and len(absent) == 2 * len(records)
+
+
+def test_answers_of_a_dual_encoder_are_all_that_were_given(world):
+    records, processor, dataset, objective = taught(world, "clip", "questions", "vqav2")
+    assert processor.answers == tuple(sorted({record.answers[0] for record in records}))
+    assert objective is None and len(dataset) == len(records)
