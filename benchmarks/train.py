@@ -8,7 +8,8 @@ turns, so that noise hits all alike; the first step of a window is not timed. A 
 clip: ViT of width 384 and depth 6 on 128 pixels with a text tower of width 256 and depth 4, vocabulary and context as
 CLIP's. Our batches are as long as their longest caption; open_clip's are always 77 tokens long, and so are those of
 transformers' contrastive example; so both ways are shown for us and for transformers.
-llava: that ViT before a Llama of width 384 and depth 6 with 32,064 words; all sides fill up to the longest row.
+llava: that ViT before a Llama of width 256 and depth 6 with 7,168 words: its output matrix has the share of the weights
+that it has in Qwen2.5-0.5B, 28%. Both sides fill up to the longest row.
 
 open_clip goes into a folder of its own under --cache (made on the first run, from a package index). It imports
 torchvision; where there is none, empty names stand in for its transforms, which aren't used here.
@@ -41,7 +42,7 @@ from benchmarks.train_sides import (
 TARGET = 1.2
 VISION = Tower(384, 6, 6)
 CLIP = Shape(VISION, Tower(256, 4, 4), image=128, patch=16, vocab=49408, context=77, embed=256)
-LLAVA = Shape(VISION, Tower(384, 6, 6, hidden=1024), image=128, patch=16, vocab=32064, context=512)
+LLAVA = Shape(VISION, Tower(256, 6, 4, hidden=688), image=128, patch=16, vocab=7168, context=512)
 TINY = {
     "clip": Shape(Tower(32, 2, 2), Tower(32, 2, 2), image=32, patch=16, vocab=64, context=77, embed=16),
     "llava": Shape(Tower(32, 2, 2), Tower(32, 2, 2, hidden=64), image=32, patch=16, vocab=64, context=128),

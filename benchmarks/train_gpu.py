@@ -21,11 +21,11 @@ import gc
 import importlib.util
 import statistics
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -48,6 +48,7 @@ from benchmarks.train_sides import (  # noqa: E402
     draw,
     find_open_clip,
     interleave,
+    now,
     parameters,
     verdict,
 )
@@ -72,7 +73,7 @@ MFU = {"clip": 0.50, "llava": 0.45}
 class PlainLoop(Transformers):
     """The model of transformers in a loop as its documentation has it, where its Trainer can't be had."""
 
-    def window(self) -> float:
+    def window(self) -> np.ndarray:
         run, device = self.run, "cuda" if torch.cuda.is_available() else "cpu"
         model = self.model.to(device).train()
         step = torch.compile(model) if run.compile else model
@@ -81,7 +82,7 @@ class PlainLoop(Transformers):
             self.dataset, run.batch, shuffle=True, drop_last=True, num_workers=run.workers, collate_fn=self.collate,
             pin_memory=device == "cuda",
         )
-        times: list[float] = []
+        times = []
         while len(times) < run.warm + run.steps:
             for batch in loader:
                 moved = {name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
@@ -92,16 +93,10 @@ class PlainLoop(Transformers):
                 torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
                 optimizer.step()
                 optimizer.zero_grad()
-                times.append(self.now())
+                times.append(now())
                 if len(times) == run.warm + run.steps:
                     break
         return run.batch * run.steps / (times[-1] - times[run.warm - 1])
-
-    @staticmethod
-    def now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def transformers_side(shape: Shape, dataset, run: Run, length: int = 0) -> Transformers:
