@@ -216,22 +216,29 @@ class VisionLanguageModel(nn.Module):
 
     def _embed_apart(self, inputs: Inputs, condition: Tensor | None, heads: Collection[str] | None) -> dict:
         values = {"scale": self.projection.scale(), "bias": self.projection.logit_bias}
+        wanted = self._pointers(heads) if inputs.images is not None else set()
         if inputs.tokens is not None:
-            embeddings_BTD = self.text.token_embedding(inputs.tokens)
-            features_BE = self.projection.text(
-                self.text.encode(embeddings_BTD, inputs.segments, inputs.positions, inputs.types)
-            )
+            features_BE = self.projection.text(self._read_alone(inputs, whole=bool(wanted)))
             values["text_embedding"] = F.normalize(features_BE, dim=-1)
             condition = features_BE if condition is None else condition
         if inputs.images is not None:
             taps: list[Tensor] = []
-            wanted = self._pointers(heads) if condition is not None else set()
+            wanted = set() if condition is None else wanted
             summary = {} if wanted else self._summary()
             tokens_nND = self.vision(inputs.images, taps=taps, grids=inputs.grids, frames=inputs.frames, **summary)
             values["image_embedding"] = self.projection.embed_image(self.vision.pool(tokens_nND))
             if wanted:
                 values |= self._point(inputs, tokens_nND, taps, condition, wanted)
         return values
+
+    def _read_alone(self, inputs: Inputs, whole: bool) -> Tensor:
+        """[B, D] of the texts. `whole`: every token goes through every block, as in the references whose masks and
+        boxes make much of how a text's numbers were rounded."""
+        embeddings_BTD = self.text.token_embedding(inputs.tokens)
+        if not whole:
+            return self.text.encode(embeddings_BTD, inputs.segments, inputs.positions, inputs.types)
+        x_BTD = self.text(embeddings_BTD, inputs.segments, inputs.positions, types_BT=inputs.types)
+        return self.text.pool(x_BTD, inputs.segments)
 
     def _summary(self) -> dict[str, bool]:
         """What tells the vision encoder that only `pool` will be asked for."""
