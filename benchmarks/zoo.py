@@ -110,7 +110,8 @@ def call(space: Path, command: Sequence[str], live: bool = False, check: bool = 
     """Run in the workspace with this interpreter's commands; what it wrote, or, live, its exit status."""
     home = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{home}{os.pathsep}{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
-    done = subprocess.run(command, cwd=space, env=environment, text=True, stdout=None if live else subprocess.PIPE)
+    output = {} if live else {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    done = subprocess.run(command, cwd=space, env=environment, text=True, **output)
     if check and done.returncode:
         raise UserError(f"found status {done.returncode} from {' '.join(command[:4])} in {space}; see above")
     return str(done.returncode) if live else done.stdout
