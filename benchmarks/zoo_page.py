@@ -186,8 +186,7 @@ def write_page(path: Path, rows: Sequence[Row], known: Sequence[str], settings: 
     done = list(dict.fromkeys(row.model for row in rows))
     lines = [
         "# Zoo", "",
-        "Every small preset of `configs/model/`, trained and tested through the pipeline by `make zoo`"
-        + (f" with `{' '.join(settings)}`" if settings else "") + ".",
+        "Every small preset of `configs/model/`, trained and tested through the pipeline by `make zoo`.",
         "*Wrong picture*: the same model asked about another picture, its blind twin. *Blind guess*: the best that can "
         "be said without a picture, or chance.",
         "Perplexity is better when lower. Seconds are of both trainings, on a machine that may have done other work.",
@@ -196,6 +195,8 @@ def write_page(path: Path, rows: Sequence[Row], known: Sequence[str], settings: 
         "gates |",
         "|---|---|---|---|---|---|---|---|---|---|---|", *map(line, rows), "",
     ]
+    if settings:
+        lines += ["Not with the defaults, but with:", "", "```", *settings, "```", ""]
     left = [name for name in known if name not in done]
     if left:
         lines += [f"Not yet run: {', '.join(left)}. `make zoo` goes on with them.", ""]
