@@ -33,7 +33,7 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	touch $@
 
 run: setup       ## the whole pipeline on PROFILE (scenes by default): download to promoted model
-	$(BIN)/python -m vlmpipe run --profile $(PROFILE) $(foreach s,$(SET),--set $(s))
+	$(BIN)/python -m vlmpipe run --profile $(PROFILE) $(foreach s,$(SET),--set '$(s)')
 
 test: setup      ## every test
 	$(BIN)/python -m pytest
@@ -52,7 +52,7 @@ bench-parity: setup  ## a random model of every Hugging Face family, here and in
 	$(BIN)/python benchmarks/parity.py --out docs/parity.md
 
 zoo: setup       ## every small preset trained, tested beside its blind twin and gated: docs/zoo.md [MODELS="clip vilt"]
-	$(BIN)/python benchmarks/zoo.py $(MODELS) $(if $(SET),--set $(SET))
+	$(BIN)/python benchmarks/zoo.py $(MODELS) $(if $(SET),--set $(foreach s,$(SET),'$(s)'))
 
 bench-bias: setup  ## a skew planted by a filter is caught by the gate, pools without one pass
 	$(BIN)/python benchmarks/bias.py
@@ -78,7 +78,7 @@ bench-train: setup  ## training beside open_clip and transformers on CPU: sample
 bench-train-gpu: setup  ## the same on a GPU, with MFU; without one the smallest shapes only show that it runs
 	$(BIN)/python benchmarks/train_gpu.py
 
-bench: bench-download bench-no-network bench-planted bench-bias bench-curation bench-selection bench-scoring bench-data-juicer bench-train  ## every benchmark
+bench: bench-download bench-no-network bench-planted bench-bias bench-curation bench-selection bench-scoring bench-data-juicer bench-parity bench-train  ## every benchmark that needs no GPU
 
 ui: setup        ## Prefect server and UI on loopback
 	$(BIN)/python -m vlmpipe ui
