@@ -1,13 +1,17 @@
 """Annotation files of others: json whose fields are checked as they are read, so that an error names file and field."""
 
 import json
-import math
+import reprlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmpipe.errors import UserError
+
+SHORT = reprlib.Repr()  # looks at no more of a value than it shows
+SHORT.maxlevel, SHORT.maxstring = 2, 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class Entry:
         """A list of `count` finite numbers."""
         values = self.field(name, list)
         if len(values) != count or not all(is_number(value) for value in values):
-            raise self.wrong(name, f"{count} numbers", f"{str(values)[:80]}")
+            raise self.wrong(name, f"{count} numbers", short(values))
         return tuple(float(value) for value in values)
 
     def name(self, field: str) -> str:
@@ -64,11 +68,17 @@ class Entry:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Finite, also as a float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def short(value: Any) -> str:
+    """The beginning of what a value looks like."""
+    return SHORT.repr(value)[:80]
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {repr(value)[:80]}"
+    return "nothing" if value is None else f"{type(value).__name__} {short(value)}"
 
 
 def _objects(values: list, where: str) -> Iterator[Entry]:
@@ -114,18 +124,6 @@ def load(path: Path) -> Any:
         raise UserError(f"found no file {path}; expected an annotation file; check the path") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: found {str(error).splitlines()[0]}; expected json; restore the file") from None
-
-
-def load_object(path: Path) -> Entry:
-    """A json file that holds one object.
-
-    Raises:
-        UserError: it does not.
-    """
-    content = load(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__}; expected an object; check that it is the right file")
-    return Entry(content, str(path))
 
 
 def entries(path: Path, key: str | None = None) -> Iterator[Entry]:

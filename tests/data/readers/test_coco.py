@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlmpipe.data.masks import Polygons, Rle
+from vlmpipe.data.readers import coco
 from vlmpipe.data.readers.coco import read_coco_captions, read_coco_instances
 from vlmpipe.data.records import CaptionRecord
 from vlmpipe.errors import UserError
@@ -74,6 +75,11 @@ def test_instances(tmp_path):
     (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 1]), r"bbox: .*negative"),
     (lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 1]), r"bbox: found .*nan"),
     (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), r"segmentation: found \[1, 2, 3, 4\]"),
+    (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 1e12, 1, 3, 3]]),
+     r"annotations\[0\]\.segmentation: found 1e\+12; expected x from -6 to 12, in or near the picture"),
+    (lambda c: c["annotations"][0].update(segmentation=[[1, -4, 3, 1, 3, -5]]), r"found -5; expected y from -4 to 8"),
+    (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 10**300, 1, 3, 3]]), r"found 1e\+300; expected x"),
+    (lambda c: c["annotations"][0].update(segmentation=[[1, 1, 10**400, 1, 3, 3]]), r"segmentation: found \[1, 1, 10"),
     (lambda c: c["annotations"][1]["segmentation"].update(size=[6, 4]), r"segmentation\.size: .*expected \[4, 6\]"),
     (lambda c: c["annotations"][1]["segmentation"].update(counts=[3, 5]), r"counts: found runs of 8 pixels"),
     (lambda c: c["annotations"][2]["segmentation"].update(counts="35`"), r"segmentation\.counts: found .* break off"),
@@ -89,6 +95,18 @@ def test_bad_files_are_named_with_the_field(tmp_path, edit, said):
     edit(content)
     with pytest.raises(UserError, match=said):
         read_coco_instances(write(tmp_path, "instances.json", content))
+
+
+def test_an_outline_may_leave_the_picture_but_not_go_on_for_ever(tmp_path, monkeypatch):
+    content = copy.deepcopy(INSTANCES)
+    content["annotations"][0]["segmentation"] = [[-6, -4, 12, -4, 12, 8, -6, 8]]  # 18 + 12 + 18 + 12 pixels
+    path = write(tmp_path, "instances.json", content)
+    assert read_coco_instances(path)[0].masks[0].area == 24
+    monkeypatch.setattr(coco, "WALK", 60)
+    assert read_coco_instances(path)[0].masks[0].area == 24
+    monkeypatch.setattr(coco, "WALK", 59)
+    with pytest.raises(UserError, match=r"\[0\]\.segmentation: found one of 60; expected outlines of at most 59"):
+        read_coco_instances(path)
 
 
 def test_which_file_must_be_clear(tmp_path):

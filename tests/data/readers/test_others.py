@@ -18,12 +18,27 @@ from vlmpipe.data.readers.vqav2 import read_vqav2
 from vlmpipe.data.records import CaptionRecord, ClassRecord
 from vlmpipe.data.task_world import TASKS, write_tasks
 from vlmpipe.data.vqa import VqaExample, write_vqa
-from vlmpipe.data.writers.listings import write_conceptual, write_laion, write_pmd
 from vlmpipe.errors import UserError
 
 LAION = Path(__file__).parents[4] / "shared/data/url-lists/laion_like_10000.parquet"
 PAIRS = [CaptionRecord("1", ("http://a.test/1.jpg",), ('a "red" star', "a star")),
          CaptionRecord("2", ("http://a.test/2.jpg",), ("two circles",))]
+
+
+def write_conceptual(path, pairs):
+    """A tsv of caption and address without a header, as CC3M is."""
+    path.write_text("".join(f"{caption}\t{pair.images[0]}\n" for pair in pairs for caption in pair.captions))
+
+
+def write_laion(path, pairs):
+    rows = [{"URL": pair.images[0], "TEXT": caption} for pair in pairs for caption in pair.captions]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_pmd(path, pairs):
+    """All captions of a picture in one row."""
+    rows = [{"image_url": pair.images[0], "texts": pair.captions, "source": "scenes", "meta": "{}"} for pair in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.mark.parametrize(("write", "name"), [

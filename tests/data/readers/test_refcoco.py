@@ -83,6 +83,42 @@ def test_a_damaged_pickle_is_one_line(directory, data):
     assert "\n" not in str(caught.value)
 
 
+def doubled(levels):
+    """A list of two references to a list of two references to ...: small in memory, 2 ** levels values to look at."""
+    nest = []
+    for _ in range(levels):
+        nest = [nest, nest]
+    return nest
+
+
+def in_itself():
+    nest = []
+    nest.append({"a": nest})
+    return nest
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (pickle.dumps([{"ref_id": doubled(45)}]), r"repetitions that make more than \d+ values"),
+    (pickle.dumps(doubled(100)), "repetitions that make more than"),
+    (pickle.dumps(in_itself()), "a value that holds itself"),
+    (b"N" + b"\x85" * 100_000 + b".", "more than 50 levels of nesting"),
+    (b"]" * 100_000 + b"a" * 99_999 + b".", "more than 50 levels of nesting"),
+    (b"}N" + b"\x85" * 100_000 + b"K\x01s.", "a key that is no text or number"),
+    (b"}N" + b"q\x00h\x00\x86" * 60 + b"K\x01s.", "a key that is no text or number"),
+], ids=["in a field", "whole", "in itself", "tuples", "lists", "deep key", "wide key"])
+def test_a_small_pickle_does_not_become_a_large_one(directory, data, said):
+    (directory / "refs(unc).p").write_bytes(data)
+    with pytest.raises(UserError, match=rf"refs\(unc\)\.p: found {said}"):
+        read_refcoco(directory)
+
+
+def test_a_pickle_may_repeat_itself(directory):
+    sentences = [{"sent": "spot"}]
+    refs = [{**REFS[0], "ref_id": number, "sentences": sentences} for number in range(5)]
+    (directory / "refs(unc).p").write_bytes(pickle.dumps(refs))
+    assert [record.expressions for record in read_refcoco(directory)] == [("spot",)] * 5
+
+
 def test_what_python_2_wrote(directory):
     """The published files: protocol 0, byte strings, memoised."""
     (directory / "refs(unc).p").write_bytes(

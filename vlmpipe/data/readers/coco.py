@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmpipe.data.fields import Entry, filled, find, is_number, listed, load, unique
+from vlmpipe.data.fields import Entry, filled, find, is_number, listed, load, short, unique
 from vlmpipe.data.masks import Mask, Polygons, Rle, decompress
 from vlmpipe.data.records import Box, CaptionRecord, DetectionRecord
 from vlmpipe.images import MAX_PIXELS
+
+# An outline is walked from pixel to pixel to be filled, so that one that is too long takes all memory.
+MARGIN = 1  # sides of a picture that it may go beyond it
+WALK = 4_000_000  # pixels that it may be long
 
 
 def read_coco_captions(path: Path) -> list[CaptionRecord]:
@@ -104,7 +108,7 @@ def mask_of(annotation: Entry, size: tuple[int, int]) -> Mask | None:
         return None
     width, height = size
     if isinstance(found, list):
-        return Polygons(height, width, tuple(_outline(annotation, outline) for outline in found))
+        return Polygons(height, width, tuple(_outline(annotation, outline, size) for outline in found))
     said = annotation.object("segmentation")
     if said.numbers("size", 2) != (height, width):
         raise said.wrong("size", f"[{height}, {width}], height and width of the picture")
@@ -114,10 +118,24 @@ def mask_of(annotation: Entry, size: tuple[int, int]) -> Mask | None:
         raise said.wrong("counts", "the run lengths of a mask", str(error)) from None
 
 
-def _outline(annotation: Entry, outline: object) -> tuple[float, ...]:
+def _outline(annotation: Entry, outline: object, size: tuple[int, int]) -> tuple[float, ...]:
     if not isinstance(outline, list) or len(outline) < 6 or len(outline) % 2 or not all(map(is_number, outline)):
-        raise annotation.wrong("segmentation", "polygons of three or more x, y", f"{str(outline)[:80]}")
+        raise annotation.wrong("segmentation", "polygons of three or more x, y", short(outline))
+    xs, ys = outline[::2], outline[1::2]
+    for name, places, side in zip("xy", (xs, ys), size, strict=True):
+        low, high = -MARGIN * side, (1 + MARGIN) * side
+        if min(places) < low or max(places) > high:
+            far = min(places) if min(places) < low else max(places)
+            raise annotation.wrong("segmentation", f"{name} from {low} to {high}, in or near the picture", f"{far:g}")
+    if len(xs) * (1 + 2 * MARGIN) * max(size) > WALK and _length(xs, ys) > WALK:
+        raise annotation.wrong("segmentation", f"outlines of at most {WALK} pixels", f"one of {_length(xs, ys):.0f}")
     return tuple(map(float, outline))
+
+
+def _length(xs: list[float], ys: list[float]) -> float:
+    """Pixels from point to point, along the longer axis of each edge, and back to the first."""
+    steps = zip(xs, ys, [*xs[1:], xs[0]], [*ys[1:], ys[0]], strict=True)
+    return sum(max(abs(right - left), abs(bottom - top)) for left, top, right, bottom in steps)
 
 
 def _run_lengths(counts: list | str, height: int, width: int) -> Rle:
