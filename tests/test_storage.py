@@ -149,7 +149,7 @@ def test_storage_that_is_not_there_is_said_in_one_line(s3, place, capfd):
     refused(said, f"found no URL list s3://{BUCKET}/none.csv")
 
     said = call(capfd, *add_pool("q", store="s3://no-such-bucket/x"))
-    refused(said, "found no place for s3://no-such-bucket/x/q/00000-", "expected a bucket or folder that exists")
+    refused(said, "found no place for s3://no-such-bucket/x/q/0000", "expected a bucket or folder that exists")
     assert not Path("data/pools/q/manifest.json").exists()
     assert [bucket["Name"] for bucket in s3.client.list_buckets()["Buckets"]] == [BUCKET]
 
