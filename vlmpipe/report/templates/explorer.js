@@ -1,9 +1,9 @@
 "use strict";
 /* The explorer: reads the columns in the page, filters them, shows them. Captions and all other cells are hostile
    text: they only ever become text nodes (`make` appends strings as text), never markup, addresses or style.
-   All state is in the address after the #, so that a view can be sent to a colleague. */
+   All state is in the address after the #, so that a view can be sent to others. */
 
-// --- helpers
+// --- what all parts use
 
 const $ = (id) => document.getElementById(id);
 const NONE = "(none)", NO_TILE = -1, OFF_MAP = 65535, OTHERS = 11;
