@@ -77,9 +77,9 @@ class Bare:
     def __init__(self, folder: str, rows: list[Row], size: int, device: torch.device):
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        self.model = AutoModel.from_pretrained(folder).to(device).eval()
-        pictures = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder, trust_remote_code=False).to(device).eval()
+        pictures = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.tensors = []
         for part, _ in batches(rows, size):
             pixels = pictures(images=[decode_rgb(row.data) for row in part], return_tensors="pt")

@@ -44,8 +44,9 @@ def parity(source: str | Path, seed: int = 0) -> list[Difference]:
     """
     directory = locate(source)
     config = read_config(directory)
-    theirs = load_theirs(directory, family_of(config.to_dict()))
-    processor = read_processor(directory, config.to_dict())
+    family = family_of(config.to_dict())
+    theirs = load_theirs(directory, family)
+    processor = read_processor(directory, config.to_dict(), family.fills_text)
     return compare(config, theirs, processor, seed)
 
 

@@ -97,14 +97,18 @@ def load_hugging_face(source: str, device: torch.device, batch_size: int) -> Sco
     from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in TEXT_PADDING:
             raise UserError(f"{source}: found a '{config.model_type}' model; expected one of {', '.join(TEXT_PADDING)}")
-        # safetensors only: a pickle could run code.
-        model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True).to(device).eval()
-        pictures = AutoImageProcessor.from_pretrained(source, backend="pil")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except OSError as error:
+        # safetensors only: a pickle could run code, as could that of the directory.
+        model = AutoModel.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).to(device).eval()
+        pictures = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"can't load the scorer '{source}' ({reason}); expected a model directory or a Hugging Face CLIP or SigLIP "

@@ -1,5 +1,7 @@
 """Hugging Face directories of every kind: heads, poolers, shards, old names, and what is refused."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -12,6 +14,7 @@ from vlmpipe.models.parity import TOLERANCE, failed, parity, random_module
 from vlmpipe.models.pretrained import FAMILIES, convert
 from vlmpipe.models.pretrained.family import run_text, words
 from vlmpipe.models.pretrained.load import locate
+from vlmpipe.models.scorer import load_scorer
 from vlmpipe.models.text import TextModel
 from vlmpipe.models.vision import VisionEncoder
 
@@ -37,6 +40,12 @@ def change_weights(directory, change):
     weights = load_file(directory / WEIGHTS)
     change(weights)
     save_file(weights, directory / WEIGHTS, {"format": "pt"})
+
+
+def assert_holds(model, theirs):
+    """The weights of a module of transformers, to the bit."""
+    found, expected = model.state_dict(), convert(theirs.config.to_dict(), theirs.state_dict()).state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def relative_error(found, expected):
@@ -147,16 +156,16 @@ def test_keys_that_do_not_map_are_named(tmp_path):
 
 
 def test_constants_of_old_files_are_no_weights(tmp_path):
-    save("clip", tmp_path / "clip")
+    clip = save("clip", tmp_path / "clip")
     change_weights(tmp_path / "clip", lambda weights: weights.update(
         {f"{tower}_model.embeddings.position_ids": torch.arange(19)[None] for tower in ("text", "vision")}
     ))
-    from_huggingface(tmp_path / "clip")
-    save("gpt2", tmp_path / "gpt2", "GPT2LMHeadModel")
+    assert_holds(from_huggingface(tmp_path / "clip")[0], clip)
+    gpt2 = save("gpt2", tmp_path / "gpt2", "GPT2LMHeadModel")
     change_weights(tmp_path / "gpt2", lambda weights: weights.update({
         "transformer.h.0.attn.bias": torch.ones(1, 1, 19, 19), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
     }))
-    from_huggingface(tmp_path / "gpt2")
+    assert_holds(from_huggingface(tmp_path / "gpt2")[0], gpt2.transformer)
 
 
 def test_files_have_the_names_that_older_versions_read(tmp_path):
@@ -185,6 +194,17 @@ def test_an_unknown_family_is_named(tmp_path):
     transformers.MambaConfig().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="found 'mamba'; expected one of clip"):
         from_huggingface(tmp_path)
+
+
+@pytest.mark.parametrize("read", [from_huggingface, load_scorer])
+def test_code_in_a_directory_is_neither_run_nor_asked_about(read, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
+    named = {"AutoConfig": "strange.Config", "AutoModel": "strange.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "strange", "auto_map": named}))
+    (tmp_path / "strange.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')")
+    with pytest.raises(UserError, match=r"contains custom code.*; expected .*; check") as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value) and not (tmp_path / "harm").exists()
 
 
 @pytest.mark.parametrize(

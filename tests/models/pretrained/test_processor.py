@@ -43,7 +43,8 @@ def tokenizer():
     )
 
 
-def directory_of(kind, directory, tokenizer=None, image_processor=True):
+def directory_of(kind, directory, tokenizer=None, image_processor=True, **settings):
+    """`settings`: of the image processor."""
     changes = {}
     if kind in ("clip", "siglip"):
         changes = {"text_config": {**FAMILIES[kind].tiny["text_config"], "eos_token_id": 1, "pad_token_id": 0}}
@@ -51,7 +52,7 @@ def directory_of(kind, directory, tokenizer=None, image_processor=True):
     theirs.save_pretrained(directory)
     if image_processor:
         made, sizes = IMAGE_PROCESSORS[kind]
-        made(**sizes).save_pretrained(directory)
+        made(**sizes, **settings).save_pretrained(directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     return theirs
@@ -91,8 +92,8 @@ def real_pictures():
     return found
 
 
-def assert_pictures_equal(kind, images, directory):
-    directory_of(kind, directory)
+def assert_pictures_equal(kind, images, directory, **settings):
+    directory_of(kind, directory, **settings)
     model, processor = from_huggingface(directory)
     expected = transformers.AutoImageProcessor.from_pretrained(directory, backend="pil")
     vision = getattr(model, "vision", model)
@@ -112,6 +113,11 @@ def test_odd_pictures_equal_transformers(kind, tmp_path):
 @pytest.mark.parametrize("kind", IMAGE_PROCESSORS)
 def test_real_pictures_equal_transformers(kind, tmp_path):
     assert_pictures_equal(kind, real_pictures(), tmp_path)
+
+
+@pytest.mark.parametrize("kind", IMAGE_PROCESSORS)
+def test_what_an_image_processor_does_not_normalise_no_model_does(kind, tmp_path):
+    assert_pictures_equal(kind, pictures(2), tmp_path, do_normalize=False)
 
 
 def test_an_image_processor_that_normalises_otherwise_gives_floats(tmp_path):
@@ -174,6 +180,20 @@ def test_a_damaged_tokenizer_is_named(tokenizer, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(UserError, match="unreadable image processor"):
         from_huggingface(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "file", "content"), [
+    ("gpt2", "preprocessor_config.json", {"image_processor_type": "X", "auto_map": {"AutoImageProcessor": "code.X"}}),
+    ("vit", "tokenizer_config.json", {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["code.X", None]}}),
+])
+def test_code_of_a_processor_is_neither_run_nor_asked_about(kind, file, content, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
+    random_module(kind)[1].save_pretrained(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')")
+    with pytest.raises(UserError, match=r"found an unreadable .*contains custom code") as caught:
+        from_huggingface(tmp_path)
+    assert "\n" not in str(caught.value) and not (tmp_path / "harm").exists()
 
 
 def test_our_directory_keeps_a_hugging_face_processor(tokenizer, tmp_path):

@@ -35,6 +35,7 @@ class Family:
     optional: modules of theirs that a directory may lack, such as poolers; `read` sees in its names which are there.
     reserved: token ids that their text model gives another meaning; a tokenizer of ours gets others on its way out.
     image_processor: the class of transformers that describes our preprocessing for such a model.
+    fills_text: every text is padded to the limit, and the model sees the padding.
     """
 
     architecture: str
@@ -51,6 +52,7 @@ class Family:
     optional: tuple[str, ...] = ()
     reserved: tuple[int, ...] = ()
     image_processor: str = "ViTImageProcessorPil"
+    fills_text: bool = False
 
     def build(self, config: Any) -> nn.Module:
         """Our module of this config."""

@@ -46,7 +46,7 @@ def from_huggingface(
     config = read_config(directory)
     family = family_of(config.to_dict())
     theirs = load_theirs(directory, family)
-    processor = read_processor(directory, config.to_dict())
+    processor = read_processor(directory, config.to_dict(), family.fills_text)
     model = convert(config.to_dict(), theirs.state_dict(), processor)
     if part is not None:
         model = take(model, part)
@@ -85,11 +85,13 @@ def normalised_as(config: Any, processor: Any) -> Any:
     pictures = getattr(processor, "pictures", None)
     if isinstance(config, VLMConfig):
         return replace(config, vision=normalised_as(config.vision, processor))
-    if not isinstance(config, VisionConfig) or pictures is None or not pictures.do_normalize:
+    if not isinstance(config, VisionConfig) or pictures is None:
         return config
     if config.native is not None and getattr(pictures.size, "longest_edge", None):
         bounds = {"min_pixels": pictures.size.shortest_edge, "max_pixels": pictures.size.longest_edge}
         config = replace(config, native=replace(config.native, **bounds))
+    if not pictures.do_normalize:
+        return replace(config, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return replace(config, mean=tuple(map(float, pictures.image_mean)), std=tuple(map(float, pictures.image_std)))
 
 
@@ -126,10 +128,11 @@ def read_config(directory: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(directory)
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{directory}: found no Hugging Face model ({first_line(error)}); expected its config.json; check the path"
+            f"{directory}: found no Hugging Face model ({first_line(error)}); expected its config.json, of a "
+            f"type that transformers knows, as code in a directory is never run; check the path"
         ) from None
 
 
@@ -143,7 +146,8 @@ def load_theirs(source: Path, family: Family) -> Any:
 
     try:
         model, report = getattr(transformers, family.architecture).from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
     except (OSError, SafetensorError) as error:
         raise UserError(

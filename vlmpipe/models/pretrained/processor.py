@@ -144,11 +144,12 @@ def restore(directory: Path, facts: Mapping[str, Any], answers: Sequence[str]) -
     return HuggingFaceProcessor(read_pictures(directory), read_tokenizer(directory), **facts, answers=answers)
 
 
-def read_processor(directory: Path, theirs: Mapping[str, Any]) -> HuggingFaceProcessor | None:
+def read_processor(directory: Path, theirs: Mapping[str, Any], fill: bool) -> HuggingFaceProcessor | None:
     """The processor of a Hugging Face directory; None where there are no files of one.
 
     Args:
         theirs: the model's config, which says what the files don't.
+        fill: as the processor takes it; the family says it.
     """
     pictures, tokenizer = read_pictures(directory), read_tokenizer(directory)
     if pictures is None and tokenizer is None:
@@ -158,7 +159,7 @@ def read_processor(directory: Path, theirs: Mapping[str, Any]) -> HuggingFacePro
     said = getattr(tokenizer, "model_max_length", context) or context
     limit = int(min(context or said, said))
     return HuggingFaceProcessor(
-        pictures, tokenizer, side(pictures, theirs), limit, fill=theirs["model_type"] in ("siglip", "siglip2"),
+        pictures, tokenizer, side(pictures, theirs), limit, fill,
         picture=theirs.get("image_token_id", theirs.get("image_token_index")),
     )
 
@@ -180,7 +181,7 @@ def read_pictures(directory: Path) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        return AutoImageProcessor.from_pretrained(directory, backend="pil")
+        return AutoImageProcessor.from_pretrained(directory, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{directory}: found an unreadable image processor ({_line(error)}); copy it again") from None
 
@@ -192,7 +193,7 @@ def read_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{directory}: found an unreadable tokenizer ({_line(error)}); copy it again") from None
 

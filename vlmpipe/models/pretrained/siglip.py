@@ -132,5 +132,5 @@ WHOLE = Family(
     "SiglipModel", VLMConfig, read_whole, write_whole, whole_keys,
     whole_inputs, clip.found_whole, clip.expected_whole,
     {"vision_config": clip.TINY_VISION, "text_config": {**clip.TINY_TEXT, "projection_size": 24}},
-    image_processor="SiglipImageProcessorPil",
+    image_processor="SiglipImageProcessorPil", fills_text=True,
 )
