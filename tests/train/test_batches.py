@@ -1,13 +1,16 @@
 """The order of training: a pure function of the step, every row once an epoch, the same over any number of workers."""
 
+import io
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from tests.models.tiny import make, pictures
 from vlmpipe.errors import UserError
+from vlmpipe.models.pretrained import HuggingFaceProcessor
 from vlmpipe.train import batches as module
 from vlmpipe.train.batches import Batches, Dataset, Pair, decode_images, group, make_dataset
 from vlmpipe.train.sources import Source
@@ -45,11 +48,14 @@ def test_workers_together_see_what_one_sees(dataset):
 
 
 def test_a_batch_depends_on_its_number_alone(dataset):
-    straight = [seen(batch) for batch in Batches(dataset, BATCH, seed=2).iterate(0, 20)]
-    assert [seen(batch) for batch in Batches(dataset, BATCH, seed=2).iterate(11, 20)] == straight[11:]
-    backward = Batches(dataset, BATCH, seed=2)
-    assert [seen(backward.at(step)) for step in reversed(range(20))] == straight[::-1]
-    assert [seen(batch) for batch in Batches(dataset, BATCH, seed=3).iterate(0, 20)] != straight
+    def stream(steps, seed=2):
+        batches = Batches(dataset, BATCH, seed=seed)
+        return [seen(batches.at(step)) for step in steps]
+
+    straight = stream(range(20))
+    assert stream(range(11, 20)) == straight[11:]
+    assert stream(reversed(range(20))) == straight[::-1]
+    assert stream(range(20), seed=3) != straight
 
 
 def test_a_batch_larger_than_the_data_repeats_it_evenly(dataset):
@@ -89,14 +95,33 @@ def test_nothing_to_learn_is_an_error():
         make_dataset(np.zeros((1, 3, 2, 2), np.uint8), [], processor, decoder=True)
 
 
-def test_decoding_in_memory_and_on_disk_is_the_same(tmp_path, monkeypatch):
-    import io
-
-    _, processor = make("prefix")
+def png(count):
     encoded = []
-    for picture in pictures(4):
+    for picture in pictures(count):
         picture.save(buffer := io.BytesIO(), "PNG")
         encoded.append(buffer.getvalue())
+    return encoded
+
+
+SQUARE = {"size": {"height": 20, "width": 20}}
+
+
+@pytest.mark.parametrize(("made", "side", "found"), [
+    (lambda: transformers.ViTImageProcessorPil(**SQUARE, rescale_factor=1 / 127.5), 20, r"float32 \[3, 20, 20\]"),
+    (lambda: transformers.ViTImageProcessorPil(**SQUARE, do_rescale=False), 20, r"float32 \[3, 20, 20\]"),
+    (lambda: transformers.ViTImageProcessorPil(**SQUARE), 30, r"uint8 \[3, 20, 20\].*of 30 x 30"),
+    (lambda: transformers.ViltImageProcessorPil(size={"shortest_edge": 20}, size_divisor=4), 20, r"uint8 \[3, 20, 28"),
+    (lambda: transformers.Qwen2VLImageProcessorPil(patch_size=4), 0, r"uint8 \[96\].*of one size"),
+])
+def test_pictures_that_training_cannot_keep_are_refused(made, side, found, tmp_path):
+    with pytest.raises(UserError, match=f"that makes {found}.*; start from") as caught:
+        decode_images(png(1), 1, HuggingFaceProcessor(made(), None, side, 0), tmp_path / "cache")
+    assert "expected uint8 squares" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_decoding_in_memory_and_on_disk_is_the_same(tmp_path, monkeypatch):
+    _, processor = make("prefix")
+    encoded = png(4)
     in_memory = decode_images(encoded, 4, processor, tmp_path / "cache.npy")
     assert not (tmp_path / "cache.npy").exists()
     monkeypatch.setattr(module, "MEMORY_LIMIT", 100)

@@ -130,6 +130,9 @@ def test_running_statistics_move_once_a_batch():
     model = nn.BatchNorm1d(2)
     with cached.buffers_kept(model):
         model(torch.randn(4, 2))
+    with pytest.raises(ZeroDivisionError), cached.buffers_kept(model):
+        model(torch.randn(4, 2))
+        raise ZeroDivisionError  # they come back whatever happens
     assert model.num_batches_tracked == 0 and not model.running_mean.any()
 
 

@@ -50,6 +50,16 @@ def test_a_clip_is_trained_on_and_goes_back(packed, tmp_path):
     assert torch.equal(*stems) and not torch.equal(theirs.text_projection.weight, before.text_projection.weight)
 
 
+def test_pictures_that_training_cannot_keep_are_refused_before_it(packed, tmp_path):
+    clip_directory(tmp_path / "clip")
+    size = {"height": 20, "width": 20}
+    transformers.CLIPImageProcessorPil(size=size, crop_size=size, do_rescale=False).save_pretrained(tmp_path / "clip")
+    config = dataclasses.replace(CONFIG, init=str(tmp_path / "clip"))
+    with pytest.raises(UserError, match=r"makes float32 \[3, 20, 20\] of a picture; expected uint8 squares of 20 x 20"):
+        pretrain(packed, tmp_path, tmp_path / "out", tmp_path / "state", model(), config, INLINE)
+    assert not (tmp_path / "out").exists()
+
+
 def test_parts_and_models_without_words_are_no_start(packed, tmp_path):
     clip_directory(tmp_path / "clip", tokenizer=False)
     random_module("gpt2")[1].save_pretrained(tmp_path / "gpt2")

@@ -4,7 +4,7 @@ Shapes: N pictures, B rows of this process, C colours, Y and X pixels, T tokens.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,11 @@ class Dataset:
 
 
 def decode_images(encoded: Iterable[bytes], count: int, processor: Processor, cache: Path) -> np.ndarray:
-    """Decode `count` pictures once, to uint8 [N, C, Y, X] in memory, or in a file at `cache` where they are many."""
+    """Decode `count` pictures once, to uint8 [N, C, Y, X] in memory, or in a file at `cache` where they are many.
+
+    Raises:
+        UserError: the processor makes no uint8 squares.
+    """
     shape = (count, 3, processor.image_size, processor.image_size)
     if int(np.prod(shape)) <= MEMORY_LIMIT:
         images = np.empty(shape, np.uint8)
@@ -69,8 +73,25 @@ def decode_images(encoded: Iterable[bytes], count: int, processor: Processor, ca
         reserve(cache, int(np.prod(shape)))
         images = np.memmap(cache, np.uint8, mode="r+", shape=shape)
     for index, data in enumerate(encoded):
-        images[index] = processor.image(decode_rgb(data))
+        images[index] = square(processor.image(decode_rgb(data)), processor.image_size)
     return images
+
+
+def square(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The picture as it came.
+
+    Raises:
+        UserError: it is not what pictures are kept as between the steps: image processors from elsewhere may pack
+            patches, keep each picture's own shape or normalise otherwise than a model can.
+    """
+    if pixels.dtype != np.uint8 or pixels.shape != (3, side, side):
+        size = f"of {side} x {side} pixels" if side else "of one size"
+        raise UserError(
+            f"found an image processor that makes {pixels.dtype} {list(pixels.shape)} of a picture; expected uint8 "
+            f"squares {size} to train on; start from a model whose preprocessor_config.json resizes to a square and "
+            f"has do_rescale true and rescale_factor 1/255, such as a CLIP's"
+        )
+    return pixels
 
 
 def reserve(path: Path, size: int) -> None:
@@ -84,7 +105,7 @@ def reserve(path: Path, size: int) -> None:
 
 def group(pairs: Sequence[Pair], per_row: int) -> list[list[Pair]]:
     """Pairs about one picture, at most `per_row` together, in the order given: a picture is encoded once a row."""
-    by_image: dict[int, list[Pair]] = {}
+    by_image: dict[int | tuple[int, ...], list[Pair]] = {}
     for pair in pairs:
         by_image.setdefault(pair.image, []).append(pair)
     return [found[at : at + per_row] for found in by_image.values() for at in range(0, len(found), per_row)]
@@ -150,8 +171,3 @@ class Batches:
 
     def at(self, step: int) -> dict[str, Tensor]:
         return self.dataset.collate(self.indices(step))
-
-    def iterate(self, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
-        """Batches `start` to `stop` - 1."""
-        for step in range(start, stop):
-            yield self.at(step)

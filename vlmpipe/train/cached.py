@@ -72,6 +72,8 @@ def backward(embedded: Named, gradients: Named) -> None:
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Running statistics move once a batch, not once for each time that it is embedded."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    yield
-    for buffer, value in kept:
-        buffer.copy_(value)
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
