@@ -4,7 +4,7 @@
 
 Works in a clone of the committed code at `--workspace` (default zoo/), whose curation runs once; then each model is a
 `dvc exp run -S model=NAME`. A model that has finished is skipped, so an interrupted run goes on; for changed code or
-settings remove the workspace. What was measured so far is written to docs/zoo.md, with pictures of what each says.
+settings take another workspace. What was measured so far is written to docs/zoo.md, with pictures of what each says.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vlmpipe.errors import UserError  # noqa: E402
 from vlmpipe.shards import read_json, write_json  # noqa: E402
 
 WIDTH = 128  # of the words in a small preset; the published sizes are wider
-TASKS = "captions,detection,regions"
+WORLD = "world.scenes.tasks.names=[captions,detection,regions]"
 PARENTS = ("pack", "scorer")  # what all models start from
 LAST = "gate_finetune"
 
@@ -48,14 +48,15 @@ def main() -> int:
     for name in options.models:
         if name not in known:
             raise UserError(f"found model '{name}'; expected some of {', '.join(known)}")
-    settings = [f"world.scenes.tasks.names=[{TASKS}]", *options.set]
-    prepare(space, settings)
-    for name in options.models or known:
-        if (space / "rows" / f"{name}.json").exists():
+    wanted = options.models or known
+    done = [name for name in wanted if done_before(space, name, options.set)]
+    prepare(space, options.set)
+    for name in wanted:
+        if name in done:
             print(f"{name}: done before", flush=True)
         else:
-            train(space, name, settings)
-        publish(space, known, options.set)
+            train(space, name, options.set)
+        publish(space, known)
     return 0
 
 
@@ -67,31 +68,53 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def done_before(space: Path, name: str, settings: Sequence[str]) -> bool:
+    """Whether a model was measured with these settings.
+
+    Raises:
+        UserError: it was measured with others.
+    """
+    rows = read_rows(space, name)
+    if rows and rows[0].settings != tuple(settings):
+        raise UserError(
+            f"{space}: found {name} measured with {' '.join(rows[0].settings) or 'the defaults'}; expected "
+            f"{' '.join(settings) or 'the defaults'}; set the same, name other models or take another --workspace"
+        )
+    return bool(rows)
+
+
 # --- the workspace -----------------------------------------------------------------------------------------
 
-def prepare(space: Path, settings: Sequence[str]) -> None:
+def read_rows(space: Path, name: str) -> list[Row]:
+    """What was measured of a model; nothing if it was not run."""
+    path = space / "rows" / f"{name}.json"
+    found = read_json(path) if path.exists() else []
+    return [Row(**{**row, "settings": tuple(row["settings"])}) for row in found]
+
+
+def prepare(space: Path, chosen: Sequence[str]) -> None:
     """Clone the code, and run what all models start from."""
     if not (space / ".git").exists():
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(space)], check=True)
     (space / "rows").mkdir(exist_ok=True)
-    overrides = [word for setting in settings for word in ("--set", setting)]
+    overrides = [word for setting in [WORLD, *chosen] for word in ("--set", setting)]
     call(space, [sys.executable, "-m", "vlmpipe", "compose", "--profile", "scenes", *overrides], live=True)
     call(space, ["dvc", "repro", *PARENTS], live=True)
 
 
-def train(space: Path, name: str, settings: Sequence[str]) -> None:
+def train(space: Path, name: str, chosen: Sequence[str]) -> None:
     """One experiment; its rows and its picture, also where a gate stopped it behind its last evaluation."""
     print(f"{name}: training", flush=True)
     for stale in space.glob("results/*/metrics/*.json"):
         stale.unlink()
     # As `vlmpipe compose` does: a value can be set that its config file leaves at its default.
-    plain = [f"++{setting}" if "." in setting.partition("=")[0] else setting for setting in settings]
+    plain = [f"++{setting}" if "." in setting.partition("=")[0] else setting for setting in (WORLD, *chosen)]
     overrides = [word for setting in [f"model={name}", *plain] for word in ("-S", setting)]
     call(space, ["dvc", "exp", "remove", name], check=False)  # of a run that was interrupted
     code = call(space, ["dvc", "exp", "run", "--name", name, *overrides, LAST], live=True, check=False)
     params = read_params(space / "params.yaml")
     try:
-        rows = rows_of(name, space, params, passed=code == "0")
+        rows = rows_of(name, space, params, passed=code == "0", settings=chosen)
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return
@@ -99,11 +122,11 @@ def train(space: Path, name: str, settings: Sequence[str]) -> None:
     write_json(space / "rows" / f"{name}.json", [vars(row) for row in rows])
 
 
-def publish(space: Path, known: Sequence[str], settings: Sequence[str]) -> None:
+def publish(space: Path, known: Sequence[str]) -> None:
     """The page of all that was measured so far."""
-    found = [Row(**row) for file in sorted((space / "rows").glob("*.json")) for row in read_json(file)]
+    found = [row for file in sorted((space / "rows").glob("*.json")) for row in read_rows(space, file.stem)]
     shown = call(space, ["dvc", "exp", "show", "--csv", "--only-changed"], check=False)
-    write_page(ROOT / "docs" / "zoo.md", found, known, settings, shown)
+    write_page(ROOT / "docs" / "zoo.md", found, known, shown)
 
 
 def call(space: Path, command: Sequence[str], live: bool = False, check: bool = True) -> str:

@@ -1,11 +1,15 @@
 """The page of the zoo says what was measured, and what was not."""
 
+from dataclasses import replace
+
+import pytest
 from PIL import Image
 
-from benchmarks.zoo import small_presets
+from benchmarks.zoo import done_before, read_rows, small_presets
 from benchmarks.zoo_page import LARGEST, Row, rows_of, save, sheet, spread, write_page
 from tests.models.tiny import PRESETS, TEXTS
 from vlmpipe.config import parse
+from vlmpipe.errors import UserError
 from vlmpipe.evaluate.tasks import Sample
 from vlmpipe.models import build
 from vlmpipe.models import save as save_model
@@ -14,10 +18,12 @@ from vlmpipe.shards import write_json
 
 ROW = Row("clip", "finetune", 1_500_000, "vqa", "accuracy", 0.5, 0.25, 0.3, 600, 61.2, True)
 
-SHOWN = """Experiment,rev,metrics.vqa.accuracy,metrics.segmentation.iou,params.seed
-,main,!,!,0
-clip,12ab,0.5,!,0
-clipseg,34cd,-,0.7,0
+PAIRS = "results/pretrain.json:metrics.captioning.pair_accuracy,results/finetune.json:metrics.captioning.pair_accuracy"
+SHOWN = f"""Experiment,rev,metrics.vqa.accuracy,metrics.segmentation.iou,{PAIRS},params.seed
+,main,!,!,!,!,0
+clip,12ab,0.5,!,!,!,0
+clipseg,34cd,-,0.7,0.625,!,0
+vilt,56ef,0.25,!,0.625,0.75,0
 """
 
 
@@ -44,10 +50,32 @@ def test_rows_are_of_the_newest_evaluation_of_each_metric(tmp_path):
 
 
 def test_the_page_has_a_line_a_score_and_names_what_was_not_run(tmp_path):
-    write_page(tmp_path / "zoo.md", [ROW], ["clip", "vilt"], [], SHOWN)
+    write_page(tmp_path / "zoo.md", [ROW], ["clip", "vilt"], SHOWN)
     text = (tmp_path / "zoo.md").read_text()
     line = "| clip | 1.5M | finetune | vqa | accuracy | 0.500 | 0.250 | 0.300 | 600 | 61 | passed |"
-    assert line in text and "Not yet run: vilt." in text and "| clip | 0.500 |  |" in text
+    assert line in text and "Not yet run: vilt." in text and "1 of 2 were run so far" in text
+    assert "With the defaults were run: clip." in text and "no independent check" not in text
+
+
+def test_dvcs_table_takes_the_later_of_two_measurements_and_names_whom_it_lacks(tmp_path):
+    write_page(tmp_path / "zoo.md", [ROW, replace(ROW, model="siglip", passed=False)], ["clip", "siglip"], SHOWN)
+    table = (tmp_path / "zoo.md").read_text().partition("## dvc exp show")[2].split("\n")
+    assert table[2] == "| experiment | vqa.accuracy | segmentation.iou | captioning.pair_accuracy |"
+    assert table[4:7] == ["| clip | 0.500 |  |  |", "| clipseg |  | 0.700 | 0.625 |", "| vilt | 0.250 |  | 0.750 |"]
+    assert table[8].endswith("only the table above has: siglip.")
+
+
+def test_rows_of_other_settings_are_named_on_the_page_and_not_mixed_in_a_run(tmp_path):
+    short = replace(ROW, model="vilt", settings=("train.pretrain.steps=5",))
+    write_page(tmp_path / "zoo.md", [ROW, short], ["clip", "vilt"], SHOWN)
+    text = (tmp_path / "zoo.md").read_text()
+    assert "With the defaults were run: clip." in text and "no independent check" in text
+    assert "Not with the defaults were run: vilt, but with:\n\n```\ntrain.pretrain.steps=5\n```" in text
+    write_json(tmp_path / "rows" / "vilt.json", [vars(short)])
+    assert read_rows(tmp_path, "vilt") == [short] and not done_before(tmp_path, "clip", [])
+    assert done_before(tmp_path, "vilt", ["train.pretrain.steps=5"])
+    with pytest.raises(UserError, match=r"found vilt measured with .*steps=5; expected the defaults"):
+        done_before(tmp_path, "vilt", [])
 
 
 def test_pictures_are_small_files_of_different_samples(tmp_path):
