@@ -22,6 +22,16 @@ def test_every_file_of_configs_composes_to_what_the_stages_take(group, choice):
     validate(params, "configs")
 
 
+def test_a_task_brings_its_gates_unless_the_model_does():
+    asked = {
+        (model, task): compose("scenes", [f"model={model}", f"task={task}"], CONFIGS)["gates"]["finetune"]["rules"]
+        for model, task in (("llava", "classes"), ("clip", "classes"), ("clipseg", "regions"))
+    }
+    assert asked["llava", "classes"]["accuracy"]["metric"] == "classification.accuracy"
+    assert asked["clip", "classes"]["accuracy"]["metric"] == "vqa.accuracy"
+    assert asked["clipseg", "regions"]["iou"]["metric"] == "segmentation.iou"
+
+
 def test_a_pool_of_its_own_stands_beside_the_others():
     params = compose("scenes", ["pool=[scenes,more]"], CONFIGS)
     assert list(params["pool"]) == ["scenes", "more"]
