@@ -8,7 +8,7 @@ from vlmpipe.data.task import TaskConfig
 from vlmpipe.data.task_world import TASKS as WORLD
 from vlmpipe.data.task_world import write_tasks
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.regions import segmentation_iou
+from vlmpipe.evaluate.metrics import segmentation_iou
 from vlmpipe.evaluate.tasks import TASKS
 from vlmpipe.evaluate.tasks.base import Sample, keys_of
 from vlmpipe.evaluate.tasks.captions import score_pairs

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlmpipe.data.records import DetectionRecord
 from vlmpipe.data.task import TaskConfig
-from vlmpipe.evaluate.regions import Detections, detection_map
+from vlmpipe.evaluate.metrics import Detections, detection_map
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.locate import detect

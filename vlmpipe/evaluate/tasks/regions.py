@@ -14,8 +14,7 @@ from PIL import Image
 from vlmpipe.data.records import Box, DetectionRecord, RegionRecord
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import MetricResult
-from vlmpipe.evaluate.regions import box_iou, refexp_accuracy, segmentation_iou
+from vlmpipe.evaluate.metrics import MetricResult, box_iou, refexp_accuracy, segmentation_iou
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.locate import detect, segment

@@ -5,7 +5,7 @@ import pytest
 
 from vlmpipe.data.records import DetectionRecord
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.regions import Detections, box_iou, detection_map, refexp_accuracy, segmentation_iou
+from vlmpipe.evaluate.metrics import Detections, box_iou, detection_map, refexp_accuracy, segmentation_iou
 
 
 def square(side, left, top, width, height):

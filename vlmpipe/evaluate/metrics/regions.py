@@ -1,4 +1,4 @@
-"""Metrics of places in pictures: boxes and masks. Pure functions; see `metrics` for what they have in common.
+"""Places in pictures: boxes and masks.
 
 Shapes: K boxes found, N true boxes, y and x pixels. Boxes are left, top, right, bottom in pixels.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from vlmpipe.data.records import DetectionRecord
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import MetricResult, check_same_samples
+from vlmpipe.evaluate.metrics.result import MetricResult, check_same_samples, mean
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -32,7 +32,7 @@ def refexp_accuracy(
         sample: box_iou(_box(predictions[sample], sample), _box(true, sample)) for sample, true in boxes.items()
     }
     hits = {sample: float(iou >= threshold) for sample, iou in overlaps.items()}
-    return MetricResult(_mean(hits), hits, _at_thresholds(overlaps, "accuracy") | {"threshold": threshold})
+    return MetricResult(mean(hits), hits, _at_thresholds(overlaps, "accuracy") | {"threshold": threshold})
 
 
 def segmentation_iou(predictions: Mapping[Any, np.ndarray], masks: Mapping[Any, np.ndarray]) -> MetricResult:
@@ -61,7 +61,7 @@ def segmentation_iou(predictions: Mapping[Any, np.ndarray], masks: Mapping[Any, 
     ious = {sample: shared[sample] / either[sample] if either[sample] else 1.0 for sample in masks}
     total = sum(either.values())
     details = {"cumulative": sum(shared.values()) / total if total else 1.0, **_at_thresholds(ious, "precision")}
-    return MetricResult(_mean(ious), ious, details)
+    return MetricResult(mean(ious), ious, details)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,12 +168,8 @@ def _box(box: Sequence[float], sample: Any) -> tuple[float, ...]:
 
 
 def _at_thresholds(overlaps: Mapping[Any, float], name: str) -> dict[str, float]:
-    shares = {f"{name}@{at}": _mean({k: float(iou >= at) for k, iou in overlaps.items()}) for at in THRESHOLDS}
-    return {"mean_iou": _mean(overlaps), **shares}
-
-
-def _mean(values: Mapping[Any, float]) -> float:
-    return math.fsum(values.values()) / len(values)
+    shares = {f"{name}@{at}": mean({k: float(iou >= at) for k, iou in overlaps.items()}) for at in THRESHOLDS}
+    return {"mean_iou": mean(overlaps), **shares}
 
 
 def _describe(mask: Any) -> str:

@@ -1,42 +1,13 @@
-"""Metrics: pure functions on plain dicts keyed by sample id. Rates lie in [0, 1].
+"""Answers to questions: the accuracy of VQA, and whether a question can be answered at all."""
 
-A metric over nothing, over missing predictions or with NaN raises `UserError`; it never returns a pretty number.
-"""
-
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from vlmpipe.errors import UserError
-
-
-@dataclass(frozen=True)
-class MetricResult:
-    """`value` sums up; `per_sample` holds each sample's share by id, where the metric decomposes."""
-
-    value: float
-    per_sample: dict[Any, float] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def check_same_samples(found: Mapping, expected: Mapping, metric: str) -> None:
-    """Raise `UserError` unless both mappings hold the same sample ids and there is at least one."""
-    if not expected:
-        raise UserError(f"{metric}: found no samples; expected at least one; check the evaluation set")
-    for odd, what in (
-        (expected.keys() - found.keys(), "no prediction for"),
-        (found.keys() - expected.keys(), "predictions for unknown"),
-    ):
-        if odd:
-            example = min(odd, key=str)
-            raise UserError(f"{metric}: found {what} samples ({len(odd)}, such as {example!r}); expected one each")
-
-
-# --- VQA accuracy ------------------------------------------------------------------------------------------
+from vlmpipe.evaluate.metrics.result import MetricResult, check_same_samples, mean, probability, truth_value
 
 _PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -116,7 +87,7 @@ def vqa_accuracy(
         if len(references) < 2:
             raise UserError(f"vqa_accuracy: found {len(references)} answers for {sample!r}; expected ten, at least two")
         per_sample[sample] = _vqa_score(predictions[sample], references, official=mode == "official")
-    return MetricResult(_mean(per_sample), per_sample, {"mode": mode})
+    return MetricResult(mean(per_sample), per_sample, {"mode": mode})
 
 
 def _vqa_score(prediction: str, references: Sequence[str | Mapping], official: bool) -> float:
@@ -137,73 +108,35 @@ def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _mean(per_sample: Mapping[Any, float]) -> float:
-    return math.fsum(per_sample.values()) / len(per_sample)
+def answerability(probabilities: Mapping[Any, float], answerable: Mapping[Any, bool]) -> MetricResult:
+    """How well a model tells the questions that its picture can't answer: VizWiz's second task.
 
-
-# --- retrieval ---------------------------------------------------------------------------------------------
-
-def retrieval_recall(
-    similarity: np.ndarray, caption_to_image: Sequence[int], ks: Sequence[int] = (1, 5, 10)
-) -> MetricResult:
-    """Recall at K in both directions, from similarity[image, caption] and each caption's image row.
-
-    Image to text hits if any of the image's captions is in the top K; text to image has exactly one image.
-    Ties count against the model, so that constant scores earn nothing.
-
-    Returns:
-        value: the mean over both directions and all K. per_sample: caption index -> text-to-image hit at the
-        smallest K. details: `image_to_text@K` and `text_to_image@K`.
-    """
-    similarity_IC, image_of_C = _checked_similarity(similarity, caption_to_image)
-    captions = np.arange(len(image_of_C))
-    own_C = similarity_IC[image_of_C, captions]
-    rank_C = (similarity_IC >= own_C).sum(axis=0) - 1
-    is_own_IC = image_of_C[None, :] == np.arange(len(similarity_IC))[:, None]
-    best_I = np.where(is_own_IC, similarity_IC, -np.inf).max(axis=1)
-    rank_I = ((similarity_IC >= best_I[:, None]) & ~is_own_IC).sum(axis=1)
-    details = {f"image_to_text@{k}": float((rank_I < k).mean()) for k in ks}
-    details |= {f"text_to_image@{k}": float((rank_C < k).mean()) for k in ks}
-    per_sample = {int(c): float(rank_C[c] < min(ks)) for c in captions}
-    return MetricResult(_mean(details), per_sample, details)
-
-
-def _checked_similarity(similarity: np.ndarray, caption_to_image: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    similarity, image_of = np.asarray(similarity, dtype=np.float64), np.asarray(caption_to_image, dtype=np.int64)
-    if similarity.ndim != 2 or not similarity.size or similarity.shape[1] != len(image_of):
-        raise UserError(
-            f"retrieval_recall: found similarity of shape {similarity.shape} and {len(image_of)} captions; "
-            f"expected [images, captions], at least one of each"
-        )
-    if np.isnan(similarity).any():
-        raise UserError(f"retrieval_recall: found {int(np.isnan(similarity).sum())} NaN similarities; expected numbers")
-    if set(image_of.tolist()) != set(range(len(similarity))):
-        raise UserError("retrieval_recall: found an image or a caption without its partner; expected none")
-    return similarity, image_of
-
-
-# --- language modelling ------------------------------------------------------------------------------------
-
-def perplexity(nll: Mapping[Any, float], tokens: Mapping[Any, int]) -> MetricResult:
-    """exp(total negative log-likelihood / total tokens), over all tokens of all samples.
+    What counts as found is the question that can NOT be answered, as the official evaluator turns both sides round.
 
     Args:
-        nll: each sample's summed negative log-likelihood in nats. tokens: how many tokens that sum covers.
+        probabilities: that the question can be answered, from 0 to 1. answerable: the annotation, true or 1 if it can.
+
+    Returns:
+        value: average precision, each step of recall times the precision there, without interpolation; equal
+        probabilities make one step. details: `average_precision`, and `f1` of those whose complement exceeds 0.5.
+
+    Source: evaluate_unanswerability of the VizWiz evaluation code (arXiv 1802.08218).
     """
-    check_same_samples(nll, tokens, "perplexity")
-    for sample, count in tokens.items():
-        if count < 1 or not math.isfinite(nll[sample]):
-            raise UserError(
-                f"perplexity: found a loss of {nll[sample]} over {count} tokens for {sample!r}; "
-                f"expected a finite loss over at least one token"
-            )
-    total = math.fsum(nll.values()) / sum(tokens.values())
-    per_sample = {sample: _exp(nll[sample] / count) for sample, count in tokens.items()}
-    return MetricResult(_exp(total), per_sample, {"nats_per_token": total, "tokens": sum(tokens.values())})
+    check_same_samples(probabilities, answerable, "answerability")
+    lacking = np.array([not truth_value(value, sample, "answerability") for sample, value in answerable.items()])
+    doubt = np.array([1.0 - probability(probabilities[sample], sample, "answerability") for sample in answerable])
+    if not lacking.any():
+        raise UserError("answerability: found no question that can't be answered; expected at least one to be found")
+    precision = average_precision(doubt, lacking)
+    said = doubt > 0.5
+    f1 = 2 * int((said & lacking).sum()) / int(said.sum() + lacking.sum())
+    return MetricResult(precision, {}, {"average_precision": precision, "f1": f1})
 
 
-def _exp(nats: float) -> float:
-    try:
-        return math.exp(nats)
-    except OverflowError:
-        raise UserError(f"perplexity: found {nats:.0f} nats per token; expected less than 710") from None
+def average_precision(scores_N: np.ndarray, wanted_N: np.ndarray) -> float:
+    """The sum over falling scores of (gain in recall) x (precision); samples of equal score come in together."""
+    order = np.argsort(-scores_N, kind="stable")
+    scores, hits = scores_N[order], np.cumsum(wanted_N[order])
+    last_of_score = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    precision, recall = hits[last_of_score] / (last_of_score + 1), hits[last_of_score] / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))

@@ -1,7 +1,6 @@
-"""Metrics against official numbers and hand-worked cases."""
+"""Answers to questions against official numbers and hand-worked cases."""
 
 import json
-import math
 from collections import Counter
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import normalise_answer, perplexity, retrieval_recall, vqa_accuracy
+from vlmpipe.evaluate.metrics import answerability, normalise_answer, vqa_accuracy
+from vlmpipe.evaluate.metrics.vqa import average_precision
 
-VIZWIZ = Path(__file__).parents[3] / "shared/data/vqa-annotations/vizwiz_val_annotations.json"
+VIZWIZ = Path(__file__).parents[4] / "shared/data/vqa-annotations/vizwiz_val_annotations.json"
 
 
 def ten(**counts: int) -> list[str]:
@@ -98,46 +98,39 @@ def test_vqa_accuracy_refuses_an_unknown_mode():
         vqa_accuracy({1: "a"}, {1: ["a"] * 10}, mode="offical")
 
 
-def test_retrieval_recall_by_hand():
-    # Image 0 has captions 0 and 1, image 1 caption 2. Caption 1 is nearer to the wrong image.
-    similarity = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.4]])
-    result = retrieval_recall(similarity, [0, 0, 1], ks=(1, 2))
-    assert result.details == pytest.approx(
-        {"image_to_text@1": 0.5, "image_to_text@2": 1.0, "text_to_image@1": 2 / 3, "text_to_image@2": 1.0}
-    )
-    assert result.per_sample == {0: 1.0, 1: 0.0, 2: 1.0}
-    assert result.value == pytest.approx((0.5 + 1 + 2 / 3 + 1) / 4)
+def test_answerability_looks_for_what_cannot_be_answered():
+    answerable = {"a": 1, "b": 1, "c": 0, "d": 0}
+    # By falling doubt: a (no), c (yes), b (no), d (yes). Three of them are doubted by more than half.
+    result = answerability({"a": 0.1, "b": 0.4, "c": 0.35, "d": 0.8}, answerable)
+    assert result.value == pytest.approx(0.5 * 1 / 2 + 0.5 * 2 / 4)
+    assert result.details["f1"] == pytest.approx(2 * 1 / (3 + 2))
+    assert answerability({"a": 1, "b": 0.9, "c": 0, "d": 0.2}, answerable).value == 1.0
 
 
-def test_constant_similarity_earns_nothing():
-    result = retrieval_recall(np.ones((4, 4)), range(4), ks=(1, 3))
-    assert result.value == 0.0
+def test_equal_doubt_comes_in_together():
+    # All alike: one step, whose precision is the share of what can't be answered.
+    assert answerability(dict.fromkeys(range(4), 0.5), {0: 1, 1: 1, 2: 1, 3: 0}).value == pytest.approx(1 / 4)
+    assert answerability(dict.fromkeys(range(4), 0.5), {0: 1, 1: 1, 2: 1, 3: 0}).details["f1"] == 0.0
+
+
+def test_average_precision_of_the_textbook_case():
+    # The example in scikit-learn's documentation of average_precision_score.
+    value = average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
+    assert value == pytest.approx(0.8333333333333333)
 
 
 @pytest.mark.parametrize(
-    "similarity, images, message",
+    "probabilities, answerable, message",
     [
-        (np.zeros((0, 0)), [], "shape"),
-        (np.ones((2, 3)), [0, 1], "2 captions"),
-        (np.array([[np.nan, 1.0], [0.0, 1.0]]), [0, 1], "NaN"),
-        (np.ones((2, 2)), [0, 0], "without its partner"),
+        ({}, {}, "no samples"),
+        ({1: 0.5}, {1: 1, 2: 0}, "no prediction for .*2"),
+        ({1: float("nan")}, {1: 0}, "nan"),
+        ({1: 1.5}, {1: 0}, "1.5"),
+        ({1: "0.5"}, {1: 0}, "0.5"),
+        ({1: 0.5}, {1: 2}, "found 2"),
+        ({1: 0.5}, {1: 1}, "no question that can't be answered"),
     ],
 )
-def test_retrieval_recall_refuses(similarity, images, message):
+def test_answerability_refuses(probabilities, answerable, message):
     with pytest.raises(UserError, match=message):
-        retrieval_recall(similarity, images)
-
-
-def test_perplexity_weighs_by_tokens():
-    result = perplexity({"a": 2 * math.log(4), "b": math.log(2)}, {"a": 2, "b": 1})
-    assert result.value == pytest.approx(math.exp((2 * math.log(4) + math.log(2)) / 3))
-    assert result.per_sample == pytest.approx({"a": 4.0, "b": 2.0})
-
-
-@pytest.mark.parametrize(
-    "nll, tokens",
-    [({}, {}), ({"a": 1.0}, {"b": 1}), ({"a": math.nan}, {"a": 1}), ({"a": 1.0}, {"a": 0}), ({"a": 1e6}, {"a": 1})],
-)
-def test_perplexity_refuses(nll, tokens):
-    with pytest.raises(UserError, match="perplexity"):
-        perplexity(nll, tokens)
+        answerability(probabilities, answerable)

@@ -1,0 +1,51 @@
+"""Metrics: pure functions on plain dicts keyed by sample id. Rates lie in [0, 1].
+
+A metric over nothing, over missing predictions or with NaN raises `UserError`; it never returns a pretty number.
+docs/metrics.md lists them all with their formulas, sources and quirks.
+"""
+
+from vlmpipe.evaluate.metrics.captions import bleu, cider, rouge_l
+from vlmpipe.evaluate.metrics.judgements import chair, nlvr_consistency, pope, says_yes
+from vlmpipe.evaluate.metrics.language import calibration_error, perplexity
+from vlmpipe.evaluate.metrics.pictures import fid, frechet_distance
+from vlmpipe.evaluate.metrics.regions import Detections, box_iou, detection_map, refexp_accuracy, segmentation_iou
+from vlmpipe.evaluate.metrics.result import MetricResult, check_same_samples
+from vlmpipe.evaluate.metrics.similarity import (
+    class_embedding,
+    clip_score,
+    group_scores,
+    retrieval_recall,
+    zero_shot_accuracy,
+)
+from vlmpipe.evaluate.metrics.tokens import ptb_tokens
+from vlmpipe.evaluate.metrics.vqa import answerability, normalise_answer, vqa_accuracy
+
+__all__ = [
+    "Detections",
+    "MetricResult",
+    "answerability",
+    "bleu",
+    "box_iou",
+    "calibration_error",
+    "chair",
+    "check_same_samples",
+    "cider",
+    "class_embedding",
+    "clip_score",
+    "detection_map",
+    "fid",
+    "frechet_distance",
+    "group_scores",
+    "nlvr_consistency",
+    "normalise_answer",
+    "perplexity",
+    "pope",
+    "ptb_tokens",
+    "refexp_accuracy",
+    "retrieval_recall",
+    "rouge_l",
+    "says_yes",
+    "segmentation_iou",
+    "vqa_accuracy",
+    "zero_shot_accuracy",
+]
