@@ -49,7 +49,7 @@ def given(processor, rows=4):
 
 def test_fifteen_in_a_hundred_words_are_asked_and_most_of_them_hidden():
     rows = long_rows()
-    shown, labels = hide_words(rows, CONFIG, 1000, 0.15, whole=False)
+    shown, labels = hide_words(rows, CONFIG, 1000, 0.15)
     asked = labels != IGNORED
     assert torch.equal(labels[asked], rows["tokens"][asked])
     assert not asked[:, 0].any() and not asked[:, 40:].any()
@@ -59,15 +59,6 @@ def test_fifteen_in_a_hundred_words_are_asked_and_most_of_them_hidden():
     same = (shown == rows["tokens"])[asked].float().mean().item()
     assert masked == pytest.approx(0.8, abs=0.03) and same == pytest.approx(0.1, abs=0.02)
     assert (shown[asked] >= CONFIG.mask_token).all() and (shown < 1000).all()
-
-
-def test_whole_words_are_asked_whole():
-    rows = long_rows()
-    rows["words"] = (torch.arange(50) // 3 * 3).expand(400, -1)
-    _, labels = hide_words(rows, CONFIG, 1000, 0.15, whole=True)
-    asked = (labels != IGNORED)[:, 3:39].unflatten(1, (-1, 3))
-    assert ((asked.sum(dim=2) == 0) | (asked.sum(dim=2) == 3)).all()
-    assert asked.float().mean().item() == pytest.approx(0.15, abs=0.01)
 
 
 def test_every_picture_hides_as_many_patches():
@@ -157,8 +148,8 @@ def test_multimodal_is_the_sum_of_both():
 def test_what_is_missing_is_named():
     model, processor = make("single_stream")
     rows = given(processor)
-    with pytest.raises(UserError, match="MaskedText: found no words in the batch"):
-        MaskedText(whole_word=True)(model, rows)
+    with pytest.raises(UserError, match="MaskedText: found no tokens in the batch"):
+        MaskedText()(model, {name: value for name, value in rows.items() if name != "tokens"})
     codes, _ = make("single_stream", masked_image={"predicts": "codes", "codes": 9})
     with pytest.raises(UserError, match=r"found no `codes` in the batch and no heads\.masked_image.codebook"):
         MaskedImage()(codes, rows)

@@ -36,7 +36,6 @@ OBJECTIVES = {
     "masked_multimodal": MaskedMultimodal,
     "masked_text": MaskedText,
     "masked_text_alone": partial(MaskedText, alone=True),
-    "masked_words": partial(MaskedText, whole_word=True),
     "masks": Masks,
     "matching": Matching,
     "matching_hard": HardMatching,

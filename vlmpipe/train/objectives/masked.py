@@ -21,7 +21,7 @@ KEPT, RANDOM = 0.1, 0.1  # of the words that are to be predicted, shown as they 
 
 # --- words -----------------------------------------------------------------------------------------------
 
-def hide_words(batch: Batch, config, vocab_size: int, share: float, whole: bool) -> tuple[Tensor, Tensor]:
+def hide_words(batch: Batch, config, vocab_size: int, share: float) -> tuple[Tensor, Tensor]:
     """BERT's masking (arXiv 1810.04805, section 3.1): tokens [B, T] as shown, and labels [B, T], -100 where nothing is
     asked. Of the chosen words 80% are shown as the mask, 10% as a random word, 10% as they are.
 
@@ -32,8 +32,6 @@ def hide_words(batch: Batch, config, vocab_size: int, share: float, whole: bool)
     tokens_BT = batch["tokens"]
     open_BT = (batch["segments"] != 0) & (tokens_BT >= config.first_word)
     chosen_BT, how_BT = (torch.rand(tokens_BT.shape, device=tokens_BT.device) for _ in range(2))
-    if whole:  # the pieces of a word share the first one's draw
-        chosen_BT = chosen_BT.gather(1, batch["words"])
     chosen_BT = (chosen_BT < share) & open_BT
     others_BT = torch.randint_like(tokens_BT, config.first_word, vocab_size)
     shown_BT = torch.where(how_BT < RANDOM, others_BT, config.mask_token)
@@ -55,18 +53,16 @@ class MaskedText:
     """Masked language modelling (BERT; with the picture in sight as in ViLBERT, VisualBERT and ViLT).
 
     Batch: tokens, segments, positions, and images unless `alone` (a text without its picture, as FLAVA's unimodal
-    loss). `words` [B, T], the place of the first piece of each token's word, for `whole_word`. `masked_tokens` and
-    `masked_labels` [B, T] instead of a draw.
+    loss). `masked_tokens` and `masked_labels` [B, T] instead of a draw.
     """
 
     share: float = 0.15
-    whole_word: bool = False
     alone: bool = False
 
     def __call__(self, model: nn.Module, batch: Batch) -> Result:
-        require(self, batch, "tokens", "segments", "positions", *(["words"] if self.whole_word else []))
+        require(self, batch, "tokens", "segments", "positions")
         config = head(model, "masked_text")
-        tokens_BT, labels_BT = hide_words(batch, config, model.config.text.vocab_size, self.share, self.whole_word)
+        tokens_BT, labels_BT = hide_words(batch, config, model.config.text.vocab_size, self.share)
         inputs = model_inputs(batch, tokens=tokens_BT, select=labels_BT != IGNORED)
         if self.alone:
             inputs = without(inputs, "images", "image_rows", "image_places", "frames", "grids")
@@ -158,7 +154,7 @@ class MaskedMultimodal:
         require(self, batch, "images", "tokens", "segments", "positions")
         config, vocab_size = head(model, "masked_text"), model.config.text.vocab_size
         head(model, "masked_image")
-        tokens_BT, labels_BT = hide_words(batch, config, vocab_size, self.text_share, whole=False)
+        tokens_BT, labels_BT = hide_words(batch, config, vocab_size, self.text_share)
         hidden_nN = hide_patches(batch, patch_count(model, batch["images"]), self.image_share)
         inputs = model_inputs(batch, tokens=tokens_BT, select=labels_BT != IGNORED, patch_mask=hidden_nN)
         outputs = model(**inputs, heads=("masked_text", "masked_image"))
