@@ -54,6 +54,24 @@ def example(name):
     return json.loads(path.read_text())
 
 
+def test_numbers_of_the_official_tools_on_coco():
+    """The first caption of 500 pictures against their others: pycocoevalcap 1.2 with its own tokenizer, run by hand."""
+    path = CAPTIONS / "coco_captions_val2017.json"
+    if not path.exists():
+        pytest.skip(f"no {path}: the real captions are not part of the project")
+    captions = {}
+    for row in json.loads(path.read_text())["annotations"]:
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    chosen = dict(list(captions.items())[:500])
+    said, true = ({i: texts[0] for i, texts in chosen.items()}, {i: texts[1:] for i, texts in chosen.items()})
+    bleus = bleu(said, true).details
+    assert [bleus[f"bleu{n}"] for n in (1, 2, 3, 4)] == pytest.approx(
+        [0.6453297234576203, 0.44988831480318375, 0.3079795706721808, 0.2101294176344053], rel=1e-12
+    )
+    assert rouge_l(said, true).value == pytest.approx(0.47688460780753744, rel=1e-12)
+    assert cider(said, true).value == pytest.approx(0.8443852841058193, rel=1e-12)
+
+
 def test_a_single_picture_has_no_cider():
     assert cider({"cat": SAID["cat"]}, {"cat": TRUE["cat"]}).value == 0.0
 
