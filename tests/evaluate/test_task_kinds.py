@@ -1,21 +1,31 @@
 """Each kind of task against an oracle: who says the truth scores one, and the blind guess is what it claims to be."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.models import joined, tiny
+from vlmpipe.compose import compose
+from vlmpipe.data.records import ClassRecord, QuestionRecord
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.data.task_world import TASKS as WORLD
 from vlmpipe.data.task_world import write_tasks
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import segmentation_iou
-from vlmpipe.evaluate.tasks import TASKS
-from vlmpipe.evaluate.tasks.base import Sample, keys_of
+from vlmpipe.evaluate.metrics import detection_map, segmentation_iou
+from vlmpipe.evaluate.tasks import TASKS, EvaluateConfig, choose_samples
+from vlmpipe.evaluate.tasks.base import Sample, Scores, keys_of
 from vlmpipe.evaluate.tasks.captions import score_pairs
+from vlmpipe.evaluate.tasks.classes import classify
 from vlmpipe.evaluate.tasks.detection import certain
+from vlmpipe.evaluate.tasks.questions import predict_answers
 from vlmpipe.evaluate.tasks.regions import around, best_blind_mask, by_picture, true_mask
 from vlmpipe.evaluate.tasks.statements import consistency
+from vlmpipe.models.generate import answer
+from vlmpipe.train.tasks import TaskSource, with_room
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS = {
     "vqa": "questions", "classification": "classes", "statements": "statements", "segmentation": "regions",
     "referring": "regions", "detection": "detection",
@@ -46,21 +56,74 @@ def truth(task: str, sample: Sample):
     return certain(sample.truth) if task == "detection" else sample.answers[0]
 
 
-@pytest.mark.parametrize("task", KINDS)
-def test_the_truth_scores_one_and_another_pictures_truth_less(task, world):
-    samples = samples_of(world, task)
-    assert all(sample.wrong_image != sample.image for sample in samples)
+def scored(task: str, samples: list[Sample]) -> Scores:
+    """Of a model that says the truth about whatever picture it is shown."""
     of_picture = {sample.image: truth(task, sample) for sample in samples}
     rows = [
         {"right": truth(task, sample), "wrong": of_picture.get(sample.wrong_image, truth(task, sample))}
         for sample in samples
     ]
-    scores, name = TASKS[task].score(samples, rows), FIRST.get(task, "accuracy")
+    return TASKS[task].score(samples, rows)
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_the_truth_scores_one_and_another_pictures_truth_less(task, world):
+    samples = samples_of(world, task)
+    assert all(sample.wrong_image != sample.image for sample in samples)
+    scores, name = scored(task, samples), FIRST.get(task, "accuracy")
     assert scores.metrics[name] == pytest.approx(1.0)
     assert scores.metrics[f"{name}_wrong_image"] < 0.9
     assert scores.metrics[f"{name}_blind"] < 0.9
     assert scores.metrics["gain_over_blind"] == pytest.approx(1 - scores.metrics[f"{name}_blind"])
     assert set(scores.metrics) == set(scores.n) and set(scores.rows) == {sample.id for sample in samples}
+
+
+def test_the_blind_guess_of_a_chosen_few_is_what_other_pictures_show(world):
+    samples = samples_of(world, "detection")
+    chosen, shown = choose_samples(samples, EvaluateConfig(limit=2)), {s.image: certain(s.truth) for s in samples}
+    assert not {sample.wrong_image for sample in chosen} <= {sample.image for sample in chosen}
+    blind = detection_map({s.id: shown[s.wrong_image] for s in chosen}, {s.id: s.truth for s in chosen}).value
+    assert scored("detection", chosen).metrics["ap_blind"] == blind < 0.9
+
+
+def said_of(task: str, world) -> set[str]:
+    """The names of a task's metrics, of captioning those of a model of words."""
+    if task != "captioning":
+        return set(scored(task, samples_of(world, task)).metrics)
+    samples = [Sample(str(number), number, 1 - number, "", ("a",)) for number in range(2)]
+    return set(TASKS[task].score(samples, [{"said": "a", "nll": 1.0, "tokens": 1, "wrong_nll": 2.0}] * 2).metrics)
+
+
+@pytest.mark.parametrize("choice", sorted(path.stem for path in (CONFIGS / "task").glob("*.yaml")))
+def test_gates_ask_for_what_the_evaluation_of_a_task_gives(choice, world):
+    params = compose("scenes", [f"task={choice}"], CONFIGS)
+    given = {f"{task}.{name}" for task in params["evaluate"]["finetune"]["tasks"] for name in said_of(task, world)}
+    asked = {rule["metric"] for rule in params["gates"]["finetune"]["rules"].values() if rule}
+    assert asked and asked <= given
+
+
+@pytest.mark.parametrize("record", [ClassRecord("a", "a", "red"), QuestionRecord("a", ("a",), "what is it", ("red",))])
+def test_a_model_that_only_matches_is_refused_before_training(record):
+    model, processor = joined.make("single_stream", answers=None, statement=None)
+    images = np.zeros((1, 3, 32, 32), np.uint8)
+    with pytest.raises(UserError, match=r"found a model without heads.language_model, answers and projection; "):
+        TaskSource(("a",), [b""], (record,)).lessons(images, model, processor, 1)
+
+
+def test_a_model_that_only_matches_is_refused_when_asked():
+    model, processor = joined.make("single_stream", answers=None, statement=None)
+    for ask in (lambda shown: answer(model, processor, shown, ["what is it"]),
+                lambda shown: classify(model, processor, shown, ["red"], ["{}"])):
+        with pytest.raises(UserError, match="expected one of them to answer questions or name classes"):
+            ask(tiny.pictures(1))
+
+
+def test_what_is_asked_of_one_batch_does_not_shorten_the_next(world):
+    model, processor = tiny.make("prefix")
+    limit, seen = processor.text_limit, tiny.pictures(3)
+    several = Sample("a", ("x", "y", "z"), ("z", "y", "x"), "what color is it", ("red",))
+    row = predict_answers(model, processor, [several], [tuple(seen)], [tuple(seen[::-1])], EvaluateConfig())
+    assert len(row) == 1 and with_room(model, processor, 3).text_limit < limit == processor.text_limit
 
 
 def test_consistency_wants_all_of_a_sentence():

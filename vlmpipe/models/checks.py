@@ -1,4 +1,4 @@
-"""Which parts of a model go together, where one config can't know of the other."""
+"""Which parts of a model go together, where one config can't know of the other; and what answers need."""
 
 from vlmpipe.errors import UserError
 
@@ -89,4 +89,17 @@ def check_pointing(config) -> None:
         raise UserError(
             "heads: found mask or detection with a picture tower of another kind; expected a vision transformer with "
             "neither native nor patch_dropout"
+        )
+
+
+def check_answers(model) -> None:
+    """Refuse a model that can't name anything, such as one that only says whether picture and text match.
+
+    Raises:
+        UserError: naming the heads.
+    """
+    if model.language_model is None and model.answers is None and model.projection is None:
+        raise UserError(
+            "found a model without heads.language_model, answers and projection; expected one of them to answer "
+            "questions or name classes; add it to model.architecture.heads, or choose another task"
         )

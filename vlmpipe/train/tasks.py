@@ -11,6 +11,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from vlmpipe.data.records import (
 from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig, read_pictures, read_records
 from vlmpipe.data.vqa import ANSWERS
 from vlmpipe.errors import UserError
+from vlmpipe.models.checks import check_answers
 from vlmpipe.models.processor import Processor
 from vlmpipe.models.vlm import VisionLanguageModel
 from vlmpipe.train.batches import Dataset, Pair
@@ -96,6 +98,8 @@ class TaskSource:
         """
         numbers = {name: number for number, name in enumerate(self.names)}
         kind, head = type(self.records[0]), None
+        if kind in (QuestionRecord, ClassRecord) and model.image_tokens is None:
+            check_answers(model)
         if model.language_model is None:
             head = "statement" if kind is StatementRecord else "answers"
         if kind in (RegionRecord, DetectionRecord):
@@ -105,10 +109,10 @@ class TaskSource:
             self._refuse_rehearsal()
             return self._labelled(images, numbers, model, processor, head)
         pairs = tuple(pair for record in self.records for pair in pairs_of(record, numbers))
-        make_room(model, processor, max(len(names_of(record)) for record in self.records))
+        roomy = with_room(model, processor, max(len(names_of(record)) for record in self.records))
         texts = Source(self.encoded, pairs)
         texts = texts if self.rehearsed is None else texts.concat(self.rehearsed)
-        return texts.lessons(images, model, processor, per_row)
+        return texts.lessons(images, model, roomy, per_row)
 
     def _refuse_rehearsal(self) -> None:
         if self.rehearsed is not None:
@@ -162,14 +166,14 @@ def read_task(split: Path, task: TaskConfig, rehearsed: Source | None = None) ->
     return TaskSource(names, [pictures[name] for name in names], records, rehearsed)
 
 
-def make_room(model: VisionLanguageModel, processor: Processor, pictures: int) -> None:
-    """Shorten the texts that `processor` makes where so many pictures stand before them.
+def with_room(model: VisionLanguageModel, processor: Processor, pictures: int) -> Processor:
+    """A processor whose texts are short enough for so many pictures before them; the given one stays as it is.
 
     Raises:
         UserError: no room is left, or the model reads one picture alone.
     """
     if pictures < 2:
-        return
+        return processor
     if model.language_model is None:
         raise UserError(
             f"found {pictures} pictures in a row; expected a model with heads.language_model or heads.statement for "
@@ -182,7 +186,9 @@ def make_room(model: VisionLanguageModel, processor: Processor, pictures: int) -
             f"text.context: found {model.config.text.context} for {pictures} pictures of {model.fusion.length} tokens; "
             f"expected at least {taken + LEAST_TEXT}; raise model.architecture.text.context"
         )
-    processor.text_limit = min(processor.text_limit, left)
+    roomy = copy(processor)
+    roomy.text_limit = min(processor.text_limit, left)
+    return roomy
 
 
 # --- records -----------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class Sample:
     """One thing to ask; an empty question asks for a caption.
 
     `image`, `wrong_image`: keys of the task's pictures, or tuples of keys. `truth`: what answers can't say, such as a
-    mask; `choices`: what there is to choose among.
+    mask; `wrong_truth`: the same of the wrong picture, where a task needs it; `choices`: what there is to choose among.
     """
 
     id: str
@@ -66,6 +66,7 @@ class Sample:
     answers: tuple[str, ...]
     slices: Mapping[str, str] = field(default_factory=dict)
     truth: Any = None
+    wrong_truth: Any = None
     choices: tuple[str, ...] = ()
 
 

@@ -13,6 +13,7 @@ from vlmpipe.data.records import ClassRecord
 from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
+from vlmpipe.models.checks import check_answers
 from vlmpipe.models.generate import answer, choose, embed_texts
 
 
@@ -49,6 +50,7 @@ def classify(
         return [names[captions.index(text)] for text in chosen]
     if model.answers is not None:
         return answer(model, processor, images, [CLASS_QUESTION] * len(images))
+    check_answers(model)
     weights_AE = name_embeddings(model, processor, names, templates)
     with torch.no_grad():
         image_BE = model.encode_image(processor.images(images).to(model.device))

@@ -21,11 +21,12 @@ def read_detections(split: Path, task: TaskConfig) -> list[Sample]:
     """One sample per picture, which is asked for every label of the split."""
     records = records_of(split, task, DetectionRecord, "detection")
     names = tuple(sorted({label for record in records for label in record.labels}))
-    wrong = mismatch({record.image: record.image for record in records}, f"pictures in {split}")
+    of_picture = {record.image: record for record in records}
+    wrong = mismatch({image: image for image in of_picture}, f"pictures in {split}")
     return [
         Sample(
             file_id(record.id), record.image, wrong[record.image], ", ".join(names), record.labels, truth=record,
-            choices=names,
+            wrong_truth=of_picture[wrong[record.image]], choices=names,
         )
         for record in records
     ]
@@ -60,9 +61,7 @@ def score_detections(samples: list[Sample], rows: list[dict]) -> Scores:
         detection_map({sample.id: row[which] for sample, row in zip(samples, rows, strict=True)}, truth)
         for which in ("right", "wrong")
     )
-    shown = {sample.image: sample.truth for sample in samples}
-    others = {sample.id: certain(shown.get(sample.wrong_image, sample.truth)) for sample in samples}
-    blind = detection_map(others, truth)
+    blind = detection_map({sample.id: certain(sample.wrong_truth) for sample in samples}, truth)
     metrics = {
         "ap": right.value, "ap_wrong_image": wrong.value, "ap_blind": blind.value,
         "gain_over_blind": right.value - blind.value, "ap@0.5": right.details["ap@0.5"],

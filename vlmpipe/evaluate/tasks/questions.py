@@ -16,7 +16,7 @@ from vlmpipe.evaluate.metrics import vqa_accuracy
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of, slug
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer
-from vlmpipe.train.tasks import make_room
+from vlmpipe.train.tasks import with_room
 
 # What datasets call the kind of a question, the finest first.
 KINDS = ("question_type", "kind", "family", "answer_type")
@@ -63,7 +63,8 @@ def predict_answers(
     wrong: Sequence[Image.Image], config: EvaluateConfig,
 ) -> list[dict]:
     """The model's answer to each question, with either picture."""
-    make_room(model, processor, max(len(sample.image) if isinstance(sample.image, tuple) else 1 for sample in batch))
+    most = max(len(sample.image) if isinstance(sample.image, tuple) else 1 for sample in batch)
+    processor = with_room(model, processor, most)
     asked = [sample.question for sample in batch]
     said = (answer(model, processor, images, asked, config.answer_tokens) for images in (right, wrong))
     return [{"right": one, "wrong": other} for one, other in zip(*said, strict=True)]

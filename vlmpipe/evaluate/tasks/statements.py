@@ -13,7 +13,7 @@ from vlmpipe.evaluate.tasks.questions import shown, wrong_pictures
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer, to_device
 from vlmpipe.models.processor import stack
-from vlmpipe.train.tasks import make_room
+from vlmpipe.train.tasks import with_room
 
 WORDS = {True: "yes", False: "no"}
 
@@ -47,8 +47,7 @@ def judge(model: VisionLanguageModel, processor: Processor, images: Sequence, se
     """Whether each sentence is true of its pictures: by the head for that, or as an answer."""
     images = [seen if isinstance(seen, tuple) else (seen,) for seen in images]
     if model.statement is None:
-        make_room(model, processor, max(map(len, images)))
-        return answer(model, processor, images, sentences, limit=4)
+        return answer(model, with_room(model, processor, max(map(len, images))), images, sentences, limit=4)
     pictures = [picture for seen in images for picture in seen]
     own = [(place, sentence) for seen, sentence in zip(images, sentences, strict=True) for place in range(len(seen))]
     words = to_device(stack([[processor.encode(sentence)] for _, sentence in own]), model)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmpipe.errors import UserError
+from vlmpipe.models.checks import check_answers
 from vlmpipe.models.generate.beam import beam_search
 from vlmpipe.models.generate.classify import classify_answers
 from vlmpipe.models.generate.config import GREEDY, GenerationConfig
@@ -50,10 +51,14 @@ def answer(
     for that or as a dual encoder.
 
     `examples` are shown before each question, `choices` are all that a language model may say.
+
+    Raises:
+        UserError: the model can do none of these.
     """
     if model.language_model is None and model.answers is not None:
         return classify_answers(model, processor, images, questions)
     if model.language_model is None:
+        check_answers(model)
         return rank_answers(model, processor, picture_inputs(model, processor, images)["images"], questions)
     prompts = [processor.encode_question(question) for question in questions]
     tries = None if choices is None else tries_of(processor, questions, choices)
