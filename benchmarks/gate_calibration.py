@@ -193,7 +193,7 @@ def caught(plan: dict[str, int], comparisons: int, replicates: int) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--comparisons", type=int, default=1000, help="A/A comparisons; a third of that for each drop")
-    parser.add_argument("--replicates", type=int, default=2000, help="of each bootstrap (default: 2000)")
+    parser.add_argument("--replicates", type=int, default=1000, help="of each bootstrap (default: 1000)")
     arguments = parser.parse_args()
     start = time.monotonic()
     plan = planned(arguments.replicates)
