@@ -8,14 +8,13 @@ import torch
 from vlmpipe.data.records import StatementRecord
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
+from vlmpipe.evaluate.metrics import nlvr_consistency
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, records_of
 from vlmpipe.evaluate.tasks.questions import shown, wrong_pictures
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer, to_device
 from vlmpipe.models.processor import stack
-from vlmpipe.train.tasks import with_room
-
-WORDS = {True: "yes", False: "no"}
+from vlmpipe.train.tasks import WORDS, with_room
 
 
 def read_statements(split: Path, task: TaskConfig) -> list[Sample]:
@@ -86,10 +85,9 @@ def score_statements(samples: list[Sample], rows: list[dict]) -> Scores:
 
 def consistency(samples: Sequence[Sample], hits: Mapping[str, float]) -> float:
     """The share of sentences that are judged right with all of their pictures."""
-    groups: dict[str, list[float]] = {}
-    for sample in samples:
-        groups.setdefault(sample.slices["group"], []).append(hits[sample.id])
-    return sum(all(found) for found in groups.values()) / len(groups)
+    judged = {key: bool(hit) for key, hit in hits.items()}
+    groups = {sample.id: sample.slices["group"] for sample in samples}
+    return nlvr_consistency(judged, dict.fromkeys(judged, True), groups).value
 
 
 def mean(hits: Mapping[str, float]) -> float:
