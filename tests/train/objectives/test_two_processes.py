@@ -1,4 +1,4 @@
-"""Masked, matching and answering objectives over two processes give the loss and the gradients of one."""
+"""Masked, matching, answering and writing objectives over two processes give the loss and the gradients of one."""
 
 import os
 import socket
@@ -7,8 +7,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-from tests.models.joined import batch, make
-from vlmpipe.train.objectives import OBJECTIVES, make_objective
+from tests.models.fusion.small import images, make_small
+from tests.models.joined import WORDS, batch, make
+from vlmpipe.models.processor import stack
+from vlmpipe.train.objectives import OBJECTIVES, PrefixLM, make_objective
+from vlmpipe.train.objectives.prefix_lm import cut
 
 CODES = {"predicts": "codes", "codes": 9, "codebook": {}}
 CASES = {
@@ -20,6 +23,8 @@ CASES = {
     "answers": "co_attention",
     "statements": "single_stream",
     "mixture": "multimodal",
+    "prefix_lm": "simvlm",
+    "image_tokens": "text-to-image",
 }
 MIXTURE = {"contrastive": 1.0, "matching_hard": 0.5, "masked_multimodal": 2.0}
 
@@ -47,6 +52,33 @@ def statements(processor):
     return {**rows, "image_rows": torch.arange(8) // 2, "statement_labels": torch.tensor([0, 1, 1, 0])}
 
 
+def made(name):
+    """(model, objective, whole batch) of a case, with nothing left to chance: each process would draw for itself."""
+    if name == "prefix_lm":
+        model, processor = make_small(CASES[name])
+        return model, PrefixLM(random=False), beginnings(processor)
+    if name == "image_tokens":
+        model, processor = make_small(CASES[name])
+        return model, make_objective(name, model), {"images": images(4), **captions(processor)}
+    model, processor = make(CASES[name], **({"masked_image": CODES} if name == "mixture" else {}))
+    objective = make_objective(MIXTURE if name == "mixture" else name, model)
+    return model, objective, statements(processor) if name == "statements" else whole_batch(processor)
+
+
+def captions(processor):
+    found = stack([[processor.encode(text)] for text in WORDS])
+    return {name: found[name] for name in ("tokens", "segments", "positions")}
+
+
+def beginnings(processor):
+    """Rows of one to four texts, cut at random: processes learn different numbers of words."""
+    rows = stack([[processor.encode_answer("what?", text) for text in WORDS[: count + 1]] for count in range(4)])
+    torch.manual_seed(2)
+    prefix, labels = cut(rows["segments"], rows["labels"], rows["prefix"])
+    assert (prefix != rows["prefix"]).any()
+    return {**rows, "images": images(4), "prefix": prefix, "labels": labels}
+
+
 def part(rows, rank, world):
     """The rows of a process; its words are cut to its own longest."""
     share = 4 // world
@@ -57,16 +89,14 @@ def part(rows, rank, world):
     if "image_rows" in found:
         found["image_rows"] = found["image_rows"] - rank * share
     length = int((found["segments"] != 0).sum(dim=1).max())
-    words = ("tokens", "segments", "positions", "masked_tokens", "masked_labels")
+    words = ("tokens", "segments", "positions", "masked_tokens", "masked_labels", "prefix", "labels")
     return {name: value[:, :length] if name in words else value for name, value in found.items()}
 
 
 def result(name, rank, world):
     """Loss, metrics and gradients of one process."""
-    heads = {"masked_image": CODES} if name == "mixture" else {}
-    model, processor = make(CASES[name], **heads)
-    rows = part(statements(processor) if name == "statements" else whole_batch(processor), rank, world)
-    loss, metrics = make_objective(MIXTURE if name == "mixture" else name, model)(model, rows)
+    model, objective, rows = made(name)
+    loss, metrics = objective(model, part(rows, rank, world))
     loss.backward()
     gradients = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
     return {"loss": loss.detach(), **metrics, **gradients}
