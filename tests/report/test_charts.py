@@ -125,9 +125,35 @@ def test_an_interval_is_a_point_between_its_ends_on_a_scale():
     assert numbers(tick, "x1") == (place(0.75),)
 
 
+def test_differences_stand_on_one_scale_with_their_zero_and_limits():
+    rows = [charts.Difference("a", 0.1, 0.0, 0.2, -0.1, "good"), charts.Difference("b", -0.3, -0.4, -0.2, 0.1, "bad")]
+    tree = drawn(charts.forest(rows, "difference"))
+    whiskers, dots = of_class(tree, "whisker"), of_class(tree, "dot")
+    zero, limits = of_class(tree, "zero"), of_class(tree, "threshold")
+    start, end = numbers(whiskers[1], "x1")[0], numbers(whiskers[0], "x2")[0]  # -0.4 and 0.2
+
+    def place(number):
+        return pytest.approx(start + (number + 0.4) / 0.6 * (end - start), abs=0.1)
+
+    assert numbers(whiskers[0], "x1") == (place(0.0),) and numbers(whiskers[1], "x2") == (place(-0.2),)
+    assert [float(dot.get("cx")) for dot in dots] == [place(0.1), place(-0.3)]
+    assert [numbers(line, "x1")[0] for line in zero] == [place(0.0)] * 2
+    assert [numbers(line, "x1")[0] for line in limits] == [place(-0.1), place(0.1)]
+    assert [dot.get("class") for dot in dots] == ["dot good", "dot bad"]
+    assert {"a", "+0.1 [+0, +0.2]", "b", "-0.3 [-0.4, -0.2]", "-0.4", "0", "+0.2", "difference"} == set(texts(tree))
+
+
+def test_a_difference_of_nothing_is_drawn_and_long_names_leave_room_for_the_numbers():
+    tree = drawn(charts.forest([charts.Difference("question_type = " + "long " * 30, 0.0, 0.0, 0.0)], "difference"))
+    label = next(text for text in texts(tree) if text.startswith("question_type"))
+    assert label.endswith("…") and len(label) + len("+0 [+0, +0]") <= charts.WIDTH / charts.LETTER
+    assert not of_class(tree, "threshold") and texts(tree).count("0") == 1
+
+
 def test_names_in_charts_are_text():
     for chart in (
         charts.funnel([(HOSTILE, 2, 1)]), charts.histogram(np.arange(3.0), np.ones(3, bool), None, HOSTILE),
         charts.lines({HOSTILE: [(0, 1), (1, 2)], "b": [(0, 1), (1, 2)]}, HOSTILE),
+        charts.forest([charts.Difference("a", 0.0, 0.0, 0.0)], HOSTILE),
     ):
         assert HOSTILE in texts(drawn(chart)) and "<script" not in chart

@@ -3,7 +3,8 @@
 Colours come from the page's CSS variables, so that charts follow its light and dark themes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -109,6 +110,63 @@ def interval(value: float, low: float, high: float, limit: float | None = None, 
         f'<line class="axis" x1="4" x2="{width - 4}" y1="{middle}" y2="{middle}"/>{tick}'
         f'<line class="whisker" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{middle}" y2="{middle}"/>'
         f'<circle class="dot" cx="{x(value):.1f}" cy="{middle}" r="4"/>', "small",
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row of a forest plot. limit: what the interval must lie above; state: `good`, `bad` or `unsure`."""
+
+    label: str
+    estimate: float
+    low: float
+    high: float
+    limit: float | None = None
+    state: str = "unsure"
+
+
+def forest(rows: Sequence[Difference], label: str) -> Markup:
+    """Differences with their intervals on one scale, and in each row a line at zero and one at its limit.
+
+    Names stand above the intervals, so that long ones leave these their width.
+    """
+    height, top, left, right = 36, 4, 10, WIDTH - 10
+    every = [end for row in rows for end in (row.estimate, row.low, row.high, row.limit or 0.0)] + [0.0]
+    low, high = min(every), max(every)
+    span = (high - low) or 1.0
+    base = top + height * len(rows)
+
+    def x(number: float) -> float:
+        return left + 6 + (right - left - 12) * (number - low) / span
+
+    shapes = [_forest_row(row, top + i * height, x, left, right) for i, row in enumerate(rows)]
+    ends = [number for number in (low, high) if abs(x(number) - x(0)) > 6 * LETTER]
+    shapes += [
+        f'<text class="number" x="{x(number):.1f}" y="{base + 14}" text-anchor="{anchor}">{number:+.3g}</text>'
+        for number, anchor in ((end, "start" if end == low else "end") for end in ends)
+    ]
+    anchor = "start" if x(0) < 6 * LETTER else "end" if x(0) > right - 6 * LETTER else "middle"
+    axis = f'<line class="axis" x1="{left}" x2="{right}" y1="{base}" y2="{base}"/>'
+    zero = f'<text class="number" x="{x(0):.1f}" y="{base + 14}" text-anchor="{anchor}">0</text>'
+    name = f'<text x="{WIDTH / 2}" y="{base + 30}" text-anchor="middle">{escape(label)}</text>'
+    return _svg(WIDTH, base + 36, axis + "".join(shapes) + zero + name)
+
+
+def _forest_row(row: Difference, y: float, x: Callable[[float], float], left: float, right: float) -> str:
+    numbers = f"{row.estimate:+.3g} [{row.low:+.3g}, {row.high:+.3g}]"
+    letters = int((right - left) / LETTER) - len(numbers) - 1
+    label = row.label if len(row.label) <= letters else row.label[: letters - 1] + "…"
+    middle = y + 25
+
+    def upright(kind: str, number: float) -> str:
+        return f'<line class="{kind}" x1="{x(number):.1f}" x2="{x(number):.1f}" y1="{y + 16}" y2="{y + 34}"/>'
+
+    return (
+        f'<text x="{left}" y="{y + 11}">{escape(label)}</text>'
+        f'<text class="number" x="{right}" y="{y + 11}" text-anchor="end">{numbers}</text>'
+        f'{upright("zero", 0)}{"" if row.limit is None else upright("threshold", row.limit)}'
+        f'<line class="whisker {row.state}" x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{middle}" y2="{middle}"/>'
+        f'<circle class="dot {row.state}" cx="{x(row.estimate):.1f}" cy="{middle}" r="4"/>'
     )
 
 
