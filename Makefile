@@ -51,8 +51,8 @@ bench-planted: setup  ## what was planted in 20,000 pairs against what the selec
 bench-parity: setup  ## a random model of every Hugging Face family, here and in transformers: docs/parity.md
 	$(BIN)/python benchmarks/parity.py --out docs/parity.md
 
-zoo: setup       ## every small preset trained, tested beside its blind twin and gated: docs/zoo.md [MODELS="clip vilt"]
-	$(BIN)/python benchmarks/zoo.py $(MODELS) $(if $(SET),--set $(foreach s,$(SET),'$(s)'))
+zoo: setup       ## every small preset trained, tested beside its blind twin and gated: docs/zoo.md [MODELS="clip vilt"] [JOBS=2]
+	$(BIN)/python benchmarks/zoo.py $(MODELS) $(if $(JOBS),--jobs $(JOBS)) $(if $(SET),--set $(foreach s,$(SET),'$(s)'))
 
 bench-bias: setup  ## a skew planted by a filter is caught by the gate, pools without one pass
 	$(BIN)/python benchmarks/bias.py

@@ -1,18 +1,24 @@
 """Every small preset through the one pipeline: trained, evaluated beside its blind twin, gated, compared.
 
-    make zoo [MODELS="clip clipseg"] [SET="train.pretrain.steps=100 ..."]
+    make zoo [MODELS="clip clipseg"] [JOBS=2] [SET="train.pretrain.steps=100 ..."]
 
 Works in a clone of the committed code at `--workspace` (default zoo/), whose curation runs once; then each model is a
-`dvc exp run -S model=NAME`. A model that has finished is skipped, so an interrupted run goes on; for changed code or
-settings take another workspace. What was measured so far is written to docs/zoo.md, with pictures of what each says.
+`dvc exp run -S model=NAME`. With jobs, so many train at a time, each in a copy of the workspace and on its share of the
+cores: small models use one core better than two. A model that has finished is skipped, so an interrupted run goes on;
+for changed code or settings take another workspace. What was measured so far is written to docs/zoo.md, with pictures
+of what each says.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import yaml
 
@@ -21,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.zoo_page import Row, picture, rows_of, write_page  # noqa: E402
 from vlmpipe.compose import read_params  # noqa: E402
+from vlmpipe.dispatch import cores  # noqa: E402
 from vlmpipe.errors import UserError  # noqa: E402
 from vlmpipe.shards import read_json, write_json  # noqa: E402
 
@@ -50,13 +57,11 @@ def main() -> int:
             raise UserError(f"found model '{name}'; expected some of {', '.join(known)}")
     wanted = options.models or known
     done = [name for name in wanted if done_before(space, name, options.set)]
+    for name in done:
+        print(f"{name}: done before", flush=True)
     prepare(space, options.set)
-    for name in wanted:
-        if name in done:
-            print(f"{name}: done before", flush=True)
-        else:
-            train(space, name, options.set)
-        publish(space, known)
+    publish(space, known)
+    train_all(space, [name for name in wanted if name not in done], known, options)
     return 0
 
 
@@ -64,8 +69,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help="default: every small preset")
     parser.add_argument("--workspace", type=Path, default=Path("zoo"), help="default: zoo")
+    parser.add_argument("--jobs", type=int, default=1, help="models that train at a time; default: 1")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of all models' params")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.jobs < 1:
+        raise UserError(f"--jobs: found {options.jobs}; expected at least 1")
+    return options
 
 
 def done_before(space: Path, name: str, settings: Sequence[str]) -> bool:
@@ -102,24 +111,61 @@ def prepare(space: Path, chosen: Sequence[str]) -> None:
     call(space, ["dvc", "repro", *PARENTS], live=True)
 
 
-def train(space: Path, name: str, chosen: Sequence[str]) -> None:
-    """One experiment; its rows and its picture, also where a gate stopped it behind its last evaluation."""
+def train_all(space: Path, names: Sequence[str], known: Sequence[str], options: argparse.Namespace) -> None:
+    """Every model, `jobs` at a time; the page is written anew behind each."""
+    free: SimpleQueue[Path] = SimpleQueue()
+    for place in [space] if options.jobs == 1 else [copy_of(space, number) for number in range(options.jobs)]:
+        free.put(place)
+    lock = threading.Lock()
+
+    def one(name: str) -> None:
+        place = free.get()
+        try:
+            train(space, place, name, options)
+            with lock:
+                if place != space:  # DVC keeps experiments as git references
+                    call(space, ["git", "fetch", "--quiet", str(place), "+refs/exps/*:refs/exps/*"])
+                publish(space, known)
+        finally:
+            free.put(place)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, names))
+
+
+def copy_of(space: Path, number: int) -> Path:
+    """A copy of the workspace, its data and cache; one that is there goes on from where it is."""
+    place = space / "jobs" / str(number)
+    if not place.exists():
+        half = place.with_name(f".{number}.partial")
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(space, half, symlinks=True, ignore=shutil.ignore_patterns("jobs", "rows"))
+        half.rename(place)
+    return place
+
+
+def train(space: Path, place: Path, name: str, options: argparse.Namespace) -> None:
+    """One experiment in `place`; its rows and its picture, also where a gate stopped it behind its last evaluation."""
     print(f"{name}: training", flush=True)
-    for stale in space.glob("results/*/metrics/*.json"):
+    for stale in place.glob("results/*/metrics/*.json"):
         stale.unlink()
     # As `vlmpipe compose` does: a value can be set that its config file leaves at its default.
-    plain = [f"++{setting}" if "." in setting.partition("=")[0] else setting for setting in (WORLD, *chosen)]
+    settings = [WORLD, *options.set]
+    if options.jobs > 1:
+        settings.append(f"cluster.threads={max(1, cores() // options.jobs)}")
+    plain = [f"++{setting}" if "." in setting.partition("=")[0] else setting for setting in settings]
     overrides = [word for setting in [f"model={name}", *plain] for word in ("-S", setting)]
-    call(space, ["dvc", "exp", "remove", name], check=False)  # of a run that was interrupted
-    code = call(space, ["dvc", "exp", "run", "--name", name, *overrides, LAST], live=True, check=False)
-    params = read_params(space / "params.yaml")
+    call(place, ["dvc", "exp", "remove", name], check=False)  # of a run that was interrupted
+    code = call(place, ["dvc", "exp", "run", "--name", name, *overrides, LAST], live=True, check=False)
+    params = read_params(place / "params.yaml")
     try:
-        rows = rows_of(name, space, params, passed=code == "0", settings=chosen)
+        rows = rows_of(name, place, params, passed=code == "0", settings=options.set)
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return
-    picture(space, params, rows[0], ROOT / "docs" / "images" / "zoo" / f"{name}.jpg")
+    picture(place, params, rows[0], ROOT / "docs" / "images" / "zoo" / f"{name}.jpg")
     write_json(space / "rows" / f"{name}.json", [vars(row) for row in rows])
+    print(f"{name}: {'passed its gates' if code == '0' else 'stopped by a gate'}", flush=True)
 
 
 def publish(space: Path, known: Sequence[str]) -> None:

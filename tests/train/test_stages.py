@@ -26,7 +26,7 @@ from vlmpipe.train.adapters import LoraConfig
 from vlmpipe.train.live import live
 from vlmpipe.train.loop import TrainConfig
 from vlmpipe.train.optim import OptimizerConfig, Rule, ScheduleConfig
-from vlmpipe.train.stages import ScorerConfig, finetune, pretrain, train_scorer
+from vlmpipe.train.stages import ScorerConfig, adopt_vision, finetune, pretrain, train_scorer
 
 INLINE = Cluster(backend="inline", threads=1)
 OPTIMIZER = OptimizerConfig(lr=3e-3, schedule=ScheduleConfig(warmup=2))
@@ -94,6 +94,25 @@ def test_pretraining_can_start_from_the_scorers_eyes(packed, tmp_path):
     trained, _ = load(run_pretrain(packed, tmp_path, config=config))
     towers = trained.vision.state_dict(), dual.vision.state_dict()
     assert all(torch.equal(towers[0][name], towers[1][name]) for name in towers[1])
+
+
+def test_a_stem_alone_gives_the_scorers_blocks_to_the_joint_stack(tmp_path):
+    dual, processor = build(model("dual"), ["a red picture"], seed=3)
+    save(dual, processor, tmp_path / "scorer")
+    stem = {**PRESETS["dual"]["vision"], "class_token": True, "pool": "class", "final_norm": False}
+    stem["transformer"] = {**stem["transformer"], "depth": 0}
+    text = {**PRESETS["dual"]["text"], "pool": "first"}
+    fusion = {"kind": "single_stream", "single_stream": {"types": 2}}
+    parts = {"vision": stem, "text": text, "fusion": fusion, "heads": {"matching": {}}}
+    config = parse(VLMConfig, parts, "test")
+    joint, _ = build(config, ["a red picture"], seed=4)
+    words = joint.text.token_embedding.weight.clone()
+    adopt_vision(joint, tmp_path / "scorer")
+    mine, tower = joint.state_dict(), dual.vision.state_dict()
+    assert torch.equal(mine["vision.position_embedding"][1:], tower["position_embedding"])
+    blocks = [name for name in tower if name.startswith("transformer.")]
+    assert blocks and all(torch.equal(mine[f"text.{name}"], tower[name]) for name in blocks)
+    assert torch.equal(joint.text.token_embedding.weight, words)
 
 
 def test_a_scorer_of_another_shape_lends_no_eyes(packed, tmp_path):

@@ -224,21 +224,39 @@ def start(directory: Path) -> tuple[VisionLanguageModel, Processor | HuggingFace
     return model, processor
 
 
+# Of a vision tower what its weights' meaning does not hang on.
+FREE = (
+    "class_token", "pool", "pooler", "mask_token", "final_norm", "interpolation", "patch_dropout", "frames", "layer",
+)
+
+
 def adopt_vision(model: VisionLanguageModel, scorer: Path) -> None:
-    """Give `model` the vision tower of the dual encoder in `scorer`.
+    """Give `model` the vision tower of the dual encoder in `scorer`: what has no place there (class and mask tokens)
+    starts anew. A model whose pictures have a stem alone takes the tower's blocks as the first of those that read words
+    and picture together, as ViLT starts from a ViT (arXiv 2102.03334, 4.2).
 
     Raises:
         UserError: the two towers are not the same shape, or the scorer is not one of ours.
     """
     if not is_model(scorer):
         raise UserError(f"{scorer}: found no model of ours; train one, or set train.pretrain.vision=scratch")
-    tower, own = load(scorer)[0].vision, model.vision
-    if tower.config != own.config:
+    tower = load(scorer)[0].vision
+    joint = model.vision.config.transformer is not None and not model.vision.config.transformer.depth
+    own = dataclasses.replace(model.vision.config, **{name: getattr(tower.config, name) for name in FREE})
+    if joint:
+        depth = min(tower.config.transformer.depth, model.text.config.transformer.depth)
+        own = dataclasses.replace(own, transformer=dataclasses.replace(model.text.config.transformer, depth=depth))
+    if tower.config != own:
         raise UserError(
-            f"{scorer}: found vision {tower.config}; expected {own.config}; make model.architecture.vision and "
+            f"{scorer}: found vision {tower.config}; expected {own}; make model.architecture.vision and "
             f"train.scorer.model.vision equal, or set train.pretrain.vision=scratch"
         )
-    own.load_state_dict(tower.state_dict())
+    places = model.state_dict()
+    for name, tensor in tower.state_dict().items():
+        blocks = joint and name.startswith(("transformer.", "norm."))
+        place = places[f"text.{name}" if blocks else f"vision.{name}"]
+        # The class token has the first position.
+        (place[-len(tensor) :] if name == "position_embedding" else place).copy_(tensor)
 
 
 def read_source(job: Job) -> Source | TaskSource:
