@@ -8,6 +8,7 @@ from vlmpipe.evaluate.metrics import (
     class_embedding,
     clip_score,
     group_scores,
+    retrieval_ranks,
     retrieval_recall,
     zero_shot_accuracy,
 )
@@ -139,3 +140,13 @@ def test_equal_scores_win_no_group():
 def test_group_scores_refuse(scores, message):
     with pytest.raises(UserError, match=message):
         group_scores(scores)
+
+
+def test_retrieval_ranks_count_what_comes_before():
+    similarity = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.4]])
+    rank_I, rank_C = retrieval_ranks(similarity, [0, 0, 1])
+    assert rank_I.tolist() == [0, 1] and rank_C.tolist() == [0, 1, 0]
+    # Without the pair of image 1 and caption 1 each has its own before all.
+    similarity[1, 1] = -np.inf
+    rank_I, rank_C = retrieval_ranks(similarity, [0, 0, 1])
+    assert rank_I.tolist() == [0, 0] and rank_C.tolist() == [0, 0, 0]

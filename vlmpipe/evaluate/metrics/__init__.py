@@ -4,7 +4,7 @@ A metric over nothing, over missing predictions or with NaN raises `UserError`; 
 docs/metrics.md lists them all with their formulas, sources and quirks.
 """
 
-from vlmpipe.evaluate.metrics.captions import bleu, cider, rouge_l
+from vlmpipe.evaluate.metrics.captions import bleu, bleu_counts, cider, rouge_l
 from vlmpipe.evaluate.metrics.judgements import chair, nlvr_consistency, pope, says_yes
 from vlmpipe.evaluate.metrics.language import calibration_error, perplexity
 from vlmpipe.evaluate.metrics.pictures import fid, frechet_distance
@@ -14,6 +14,7 @@ from vlmpipe.evaluate.metrics.similarity import (
     class_embedding,
     clip_score,
     group_scores,
+    retrieval_ranks,
     retrieval_recall,
     zero_shot_accuracy,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "MetricResult",
     "answerability",
     "bleu",
+    "bleu_counts",
     "box_iou",
     "calibration_error",
     "chair",
@@ -42,6 +44,7 @@ __all__ = [
     "pope",
     "ptb_tokens",
     "refexp_accuracy",
+    "retrieval_ranks",
     "retrieval_recall",
     "rouge_l",
     "says_yes",

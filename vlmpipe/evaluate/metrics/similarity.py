@@ -57,6 +57,19 @@ def retrieval_recall(
         value: the mean over both directions and all K. per_sample: caption index -> text-to-image hit at the
         smallest K. details: `image_to_text@K` and `text_to_image@K`.
     """
+    rank_I, rank_C = retrieval_ranks(similarity, caption_to_image)
+    details = {f"image_to_text@{k}": float((rank_I < k).mean()) for k in ks}
+    details |= {f"text_to_image@{k}": float((rank_C < k).mean()) for k in ks}
+    per_sample = {c: float(rank < min(ks)) for c, rank in enumerate(rank_C.tolist())}
+    return MetricResult(mean(details), per_sample, details)
+
+
+def retrieval_ranks(similarity: np.ndarray, caption_to_image: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """How many wrong captions each image [I], and how many wrong images each caption [C], puts before the right one.
+
+    0 is best; of an image's captions the first one found counts. Arguments and ties as in `retrieval_recall`; -inf
+    keeps a pair out of the race.
+    """
     similarity_IC, image_of_C = _checked_similarity(similarity, caption_to_image)
     captions = np.arange(len(image_of_C))
     own_C = similarity_IC[image_of_C, captions]
@@ -64,10 +77,7 @@ def retrieval_recall(
     is_own_IC = image_of_C[None, :] == np.arange(len(similarity_IC))[:, None]
     best_I = np.where(is_own_IC, similarity_IC, -np.inf).max(axis=1)
     rank_I = ((similarity_IC >= best_I[:, None]) & ~is_own_IC).sum(axis=1)
-    details = {f"image_to_text@{k}": float((rank_I < k).mean()) for k in ks}
-    details |= {f"text_to_image@{k}": float((rank_C < k).mean()) for k in ks}
-    per_sample = {int(c): float(rank_C[c] < min(ks)) for c in captions}
-    return MetricResult(mean(details), per_sample, details)
+    return rank_I, rank_C
 
 
 def _checked_similarity(similarity: np.ndarray, caption_to_image: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
