@@ -64,10 +64,8 @@ def said(
     """Each picture is read once, then all its texts."""
     encoded = [[caption_ids(processor, text) for text in own] for own in texts]
     batch = ask(model, processor, images, [processor.encode_question("")] * len(images))
-    totals = log_likelihoods(model, batch, encoded)
-    return [
-        [total / len(ids) for total, ids in zip(row, own, strict=True)] for row, own in zip(totals, encoded, strict=True)
-    ]
+    rows = zip(log_likelihoods(model, batch, encoded), encoded, strict=True)
+    return [[total / len(ids) for total, ids in zip(totals, own, strict=True)] for totals, own in rows]
 
 
 def caption_ids(processor: Processor, text: str) -> tuple[int, ...]:
