@@ -40,14 +40,26 @@ def bleu(
 
     Source: Papineni et al. 2002, as the COCO caption evaluation counts it (arXiv 1504.00325).
     """
-    words, truth = _tokenized(candidates, references, tokenize, "bleu")
-    counts = {sample: _bleu_counts(words[sample], truth[sample]) for sample in truth}
+    counts = _all_bleu_counts(candidates, references, tokenize)
     matched, written = ([sum(c[side][k] for c in counts.values()) for k in range(len(ORDERS))] for side in (0, 1))
     length, closest = (sum(c[side] for c in counts.values()) for side in (2, 3))
     corpus = _bleu(matched, written, length, closest)
     details = {f"bleu{n}": score for n, score in zip(ORDERS, corpus, strict=True)}
     details |= {"length_ratio": length / max(closest, 1)}
     return MetricResult(corpus[-1], {sample: _bleu(*c)[-1] for sample, c in counts.items()}, details)
+
+
+def bleu_counts(
+    candidates: Mapping[Any, str], references: Mapping[Any, Sequence[str]], tokenize: Tokenizer = "ptb"
+) -> dict[Any, list[int]]:
+    """What each caption adds to `bleu`: right n-grams and n-grams (n = 1..4), words, words of the closest reference."""
+    counts = _all_bleu_counts(candidates, references, tokenize)
+    return {sample: [*right, *written, length, closest] for sample, (right, written, length, closest) in counts.items()}
+
+
+def _all_bleu_counts(candidates: Mapping, references: Mapping, tokenize: Tokenizer) -> dict[Any, tuple]:
+    words, truth = _tokenized(candidates, references, tokenize, "bleu")
+    return {sample: _bleu_counts(words[sample], truth[sample]) for sample in truth}
 
 
 def _bleu_counts(words: Sequence[str], references: list[Sequence[str]]) -> tuple[list[int], list[int], int, int]:

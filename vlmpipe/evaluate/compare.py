@@ -1,0 +1,59 @@
+"""The difference between challenger and champion on the same samples, with what resampling of clusters says of it."""
+
+import numpy as np
+
+from vlmpipe.evaluate.statistics import REPLICATES, Bootstrap, Statistic, bootstrap_corpus, bootstrap_mean
+from vlmpipe.evaluate.store import Pair, Scored, metric_of
+
+# Endings of a metric's name, or of the part before a slice's: `vqa.accuracy_wrong_image.color`.
+LOWER_IS_BETTER = ("perplexity", "wrong_image", "chair.s", "chair.i", "fid", "calibration_error")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric's name says that less is better."""
+    return any(f"{ending}." in f"{metric}." for ending in LOWER_IS_BETTER)
+
+
+def compare(pair: Pair, seed: int, replicates: int = REPLICATES, lower_is_better: bool = False) -> Bootstrap:
+    """Challenger minus champion, turned round where less is better: higher is better.
+
+    A mean of numbers in [0, 1] can't differ by more than 1, which is what is said of clusters that were not seen
+    (`Bootstrap.reach`); the difference of anything else is not bounded. Corpus metrics are computed anew in every draw.
+
+    Raises:
+        UserError: fewer than two clusters, or a draw without a finite value.
+    """
+    sign = -1.0 if lower_is_better else 1.0
+    sides = (pair.challenger_NM, pair.champion_NM)
+    if all(_is_mean(pair.form, counts_NM) for counts_NM in sides):
+        difference_N = sign * (sides[0][:, 0] - sides[1][:, 0])
+        reach = 1.0 if all(_is_rate(counts_NM) for counts_NM in sides) else None
+        return bootstrap_mean(difference_N, pair.clusters_N, seed, replicates, reach)
+
+    def difference(weights_BN: np.ndarray) -> np.ndarray:
+        challenger_B, champion_B = (metric_of(pair.form, weights_BN, counts_NM) for counts_NM in sides)
+        return sign * (challenger_B - champion_B)
+
+    return bootstrap_corpus(difference, pair.clusters_N, seed, replicates)
+
+
+def resample(scored: Scored, seed: int, replicates: int = REPLICATES) -> Bootstrap:
+    """One model's value, with its interval.
+
+    Raises:
+        UserError: as in `compare`.
+    """
+    if _is_mean(scored.form, scored.counts_NM):
+        reach = 1.0 if _is_rate(scored.counts_NM) else None
+        return bootstrap_mean(scored.counts_NM[:, 0], scored.clusters_N, seed, replicates, reach)
+    value: Statistic = lambda weights_BN: metric_of(scored.form, weights_BN, scored.counts_NM)  # noqa: E731
+    return bootstrap_corpus(value, scored.clusters_N, seed, replicates)
+
+
+def _is_mean(form: str, counts_NM: np.ndarray) -> bool:
+    """Whether each sample weighs the same."""
+    return form == "ratio" and bool((counts_NM[:, 1] == 1).all())
+
+
+def _is_rate(counts_NM: np.ndarray) -> bool:
+    return bool(((counts_NM[:, 0] >= 0) & (counts_NM[:, 0] <= 1)).all())
