@@ -27,7 +27,7 @@ from vlmpipe.models.heads import (
     Reading,
     pictures_of_rows,
 )
-from vlmpipe.models.layers import Cache, initialize
+from vlmpipe.models.layers import Cache, initialize, taken
 from vlmpipe.models.processor import ProcessorConfig
 from vlmpipe.models.text import TextConfig, TextModel
 from vlmpipe.models.vision import VisionConfig, VisionEncoder, build_vision
@@ -138,6 +138,7 @@ class VisionLanguageModel(nn.Module):
         cache: Cache | None = None,
         weights: list | None = None,
         *,
+        only: Tensor | None = None,
         types: Tensor | None = None,
         image_places: Tensor | None = None,
         image_rows: Tensor | None = None,
@@ -158,6 +159,8 @@ class VisionLanguageModel(nn.Module):
             segments: [B, T] which text of its row a token belongs to, 0 for padding (see `text.visible`).
             positions: [B, T] place inside its own text, counted from 0; a prefix that is not in the row is added here.
             select: [B, T] bool; token logits are computed only there.
+            only: [B] the one place of each row whose token logits [B, 1, V] are wanted. The last block of a language
+                model that reads pictures in its row computes no other, so that no other head may read it.
             cache: filled and used by generation; images are given on the first call only.
             weights: a list to which each layer of the language model appends its attention.
             types: [B, T] BERT's token types.
@@ -180,7 +183,7 @@ class VisionLanguageModel(nn.Module):
             images, codes = None, self.codes.opening(values["image_codes"])
         inputs = Inputs(
             images, tokens, segments, positions, types, image_places, image_rows, frames, grids, patch_mask,
-            cache, weights, looks, prefix, codes,
+            cache, weights, looks, prefix, codes, only,
         )
         if self.config.fusion.kind == "none" or (heads is not None and set(heads) == {"projection"}):
             return Outputs(**self._embed_apart(inputs, condition, heads))
@@ -188,7 +191,8 @@ class VisionLanguageModel(nn.Module):
         if self.image_tokens is not None and (heads is None or "image_tokens" in heads):
             values["image_logits"] = self.image_tokens(fused.text)
         if self.language_model is not None and (heads is None or "language_model" in heads):
-            x = fused.text if select is None else fused.text[select]
+            x = taken(fused.text, None if fused.text.shape[1] == 1 else only)
+            x = x if select is None else x[select]
             values["logits"] = self.language_model(x, self.text.token_embedding.weight)
         return Outputs(**values, **self._read(fused, inputs, select, heads))
 

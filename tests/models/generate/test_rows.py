@@ -174,7 +174,7 @@ TEMPLATE = (
 
 
 def test_a_chat_template_says_where_the_picture_stands(tmp_path):
-    """A LLaVA directory is asked as transformers asks it."""
+    """A LLaVA directory is asked as transformers asks it, and reads what comes before a question once a picture."""
     _config, theirs = random_module("llava", image_token_index=3)
     _, own = make("prefix")
     theirs.resize_token_embeddings(own.vocab_size + 1)
@@ -189,10 +189,12 @@ def test_a_chat_template_says_where_the_picture_stands(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**facts, "image_token_index": mark}))
     transformers.CLIPImageProcessorPil(size={"height": 20, "width": 20}, do_center_crop=False).save_pretrained(tmp_path)
     model, processor = from_huggingface(tmp_path)
-    questions = ["what color is the circle?", "how many?"]
-    found = answer(model, processor, pictures(2), questions, 5)
+    seen, questions, read = [*pictures(2), *pictures(1)], ["what color is the circle?", "how many?", "what?"], []
+    with model.vision.register_forward_hook(lambda module, inputs, tokens: read.append(len(tokens))):
+        found = answer(model, processor, seen, questions, 5)
+    assert read == [2]
     theirs.config.image_token_index = theirs.model.config.image_token_index = mark
-    for image, question, text in zip(pictures(2), questions, found, strict=True):
+    for image, question, text in zip(seen, questions, found, strict=True):
         asked = tokenizer.encode(f"USER: <image> {question} ASSISTANT:", add_special_tokens=False)
         at = asked.index(mark)
         ids = torch.tensor([[*asked[:at], *[mark] * 16, *asked[at + 1 :]]])
@@ -202,3 +204,13 @@ def test_a_chat_template_says_where_the_picture_stands(tmp_path):
             eos_token_id=processor.eos, pad_token_id=processor.pad,
         )
         assert text == processor.decode(said[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize("kind", ["row", "native", "flamingo"])
+def test_the_one_place_that_is_wanted_has_the_logits_that_it_has_among_all(kind):
+    model, processor = {"row": make_row, "native": make_native, "flamingo": lambda: make_small("flamingo")}[kind]()
+    batch = ask(model, processor, pictures(2), [processor.encode_question(text) for text in ("how many?", "")])
+    only = torch.tensor([batch["tokens"].shape[1] - 1, 1])
+    expected = model(**batch).logits[torch.arange(2), only]
+    found = model(**batch, only=only, heads=("language_model",)).logits
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-5)

@@ -116,6 +116,7 @@ class Inputs:
     looks: list | None = None
     prefix: Tensor | None = None
     codes: Tensor | None = None
+    only: Tensor | None = None
 
 
 @dataclass(frozen=True)

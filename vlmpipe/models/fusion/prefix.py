@@ -72,6 +72,7 @@ class Prefix(nn.Module):
         x_BTD = text(
             x_BTD, segments, positions, cache=inputs.cache, full_prefix=self.full, weights=inputs.weights,
             types_BT=inputs.types, given_BT=self.given_words(inputs, segments.shape[1]),
+            only_B=None if inputs.only is None else inputs.only + segments.shape[1] - length,
         )
         return Fused(text=x_BTD[:, -length:])
 

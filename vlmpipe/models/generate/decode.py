@@ -7,6 +7,7 @@ Shapes: B rows still being written, T tokens, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,31 +36,27 @@ class Written:
         self.positions_B, self.room_B = self.positions_B[rows], self.room_B[rows]
 
 
-def prefill(model: VisionLanguageModel, batch: dict[str, Tensor], room: int) -> Written:
+def prefill(model: VisionLanguageModel, batch: dict[str, Any], room: int) -> Written:
     """Read pictures and prompts; `room`: so many words may follow."""
     cache = Cache(room=room + batch["tokens"].shape[1])
-    if "readers" in batch:
-        batch = read_pictures(model, batch, cache)
+    if "start" in batch:
+        batch = read_starts(model, batch, cache)
     real_BT = batch["segments"] != PADDING
     length = real_BT.shape[1]
     last_B = length - 1 - real_BT.flip(1).to(torch.uint8).argmax(dim=1)
-    select = torch.zeros_like(real_BT)
-    select[torch.arange(len(select), device=select.device), last_B] = True
-    logits_BV = model(**batch, select=select, cache=cache, heads=("language_model",)).logits
+    logits_BV = model(**batch, only=last_B, cache=cache, heads=("language_model",)).logits[:, 0]
     positions = batch["positions"] if batch["positions"].ndim == 2 else batch["positions"].amax(dim=2)
     positions_B = positions.masked_fill(~real_BT, -1).amax(dim=1) + 1
     offset_B = cache.offset[:, 0] if isinstance(cache.offset, Tensor) else cache.offset
     return Written(cache, logits_BV, positions_B, model.config.text.context - positions_B - offset_B)
 
 
-def read_pictures(model: VisionLanguageModel, batch: dict[str, Tensor], cache: Cache) -> dict[str, Tensor]:
-    """Read each picture once, and give every row the cache of its own; returns what is left to read."""
-    pictures = {name: batch[name] for name in ("images", "grids") if name in batch}
-    count = len(batch["grids"] if "grids" in batch else batch["images"])
-    nothing = batch["tokens"].new_zeros(count, 0)
-    model(**pictures, tokens=nothing, segments=nothing, positions=nothing, cache=cache, heads=())
+def read_starts(model: VisionLanguageModel, batch: dict[str, Any], cache: Cache) -> dict[str, Tensor]:
+    """Read what rows begin with once, and give every row the cache of its own; returns what is left to read."""
+    first_B = batch["start"]["tokens"].new_zeros(len(batch["start"]["tokens"]))
+    model(**batch["start"], only=first_B, cache=cache, heads=())
     cache.select(batch["readers"])
-    return {name: value for name, value in batch.items() if name not in (*pictures, "readers")}
+    return {name: value for name, value in batch.items() if name not in ("start", "readers")}
 
 
 def advance(model: VisionLanguageModel, written: Written, tokens_B: Tensor) -> None:
@@ -74,7 +71,7 @@ def advance(model: VisionLanguageModel, written: Written, tokens_B: Tensor) -> N
 
 @torch.inference_mode()
 def decode(
-    model: VisionLanguageModel, batch: dict[str, Tensor], limit: int, eos: int, config: GenerationConfig = GREEDY,
+    model: VisionLanguageModel, batch: dict[str, Any], limit: int, eos: int, config: GenerationConfig = GREEDY,
     choices: Sequence[Trie] | None = None,
 ) -> list[list[int]]:
     """New token ids of each row, `eos` included where it came.

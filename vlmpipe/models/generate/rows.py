@@ -5,6 +5,7 @@ Shapes: B rows, n pictures, C colours, Y and X pixels, T tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -65,25 +66,28 @@ def picture_inputs(
 def ask(
     model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], prompts: Sequence[EncodedText],
     examples: Sequence[Example] = (), once: bool = False,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Inputs of `forward` for one prompt about each picture, after the same examples in every row.
 
-    With `once` a picture that several rows ask about is there once, and `readers` [B] says which one each row asks
-    about, where the model can read it that way: `decode.prefill` does.
+    With `once` what several rows begin with, up to their last picture, is there once, where the model can read it that
+    way: `start` holds its inputs, and `readers` [B] which of its rows each row goes on from. `decode.prefill` takes
+    them.
     """
     marked = any(processor.picture in prompt.ids for prompt in prompts)
-    if not examples and not marked:
-        asked = to_device(stack([[prompt] for prompt in prompts]), model, QUESTIONED)
-        single = once and reads_pictures_first(model) and not any(isinstance(seen, tuple) for seen in images)
-        distinct, readers = shared(images) if single else (images, [])
-        if len(distinct) < len(images):
-            asked["readers"] = torch.tensor(readers, device=model.device)
-            images = distinct
-        return {**picture_inputs(model, processor, images), **asked}
+    single = once and reads_pictures_first(model)
+    if not (examples or marked or single):
+        return {
+            **picture_inputs(model, processor, images),
+            **to_device(stack([[prompt] for prompt in prompts]), model, QUESTIONED),
+        }
     before = []
     for example in examples:
         before += said(processor, example.image, processor.encode_answer(example.question, example.answer))
     rows = [[*before, *said(processor, image, prompt)] for image, prompt in zip(images, prompts, strict=True)]
+    if single:
+        starts, readers = shared([start_of(row) for row in rows])
+        if len(starts) < len(rows):
+            return go_on(model, processor, starts, readers, [row[-1][1] for row in rows])
     return interleave(model, processor, rows)
 
 
@@ -96,19 +100,45 @@ def said(processor: Processor, seen: Image.Image | tuple[Image.Image, ...], text
     return [(None, EncodedText(start, 0)), *alone, (last, EncodedText(rest, 0))]
 
 
-def shared(images: Sequence[Image.Image]) -> tuple[list[Image.Image], list[int]]:
-    """The pictures that differ, and for each picture its number among them."""
+def start_of(row: Sequence[Part]) -> list[Part]:
+    """A row up to its last picture."""
+    return [*row[:-1], (row[-1][0], EncodedText((), 0))]
+
+
+def shared(starts: Sequence[Sequence[Part]]) -> tuple[list[Sequence[Part]], list[int]]:
+    """The starts that differ, and for each start its number among them."""
     numbers: dict[object, int] = {}
-    distinct, readers, same = [], [], {}
-    for image in images:
-        if id(image) not in same:
-            content = (image.mode, image.size, image.tobytes())
-            if content not in numbers:
-                numbers[content] = len(distinct)
-                distinct.append(image)
-            same[id(image)] = numbers[content]
-        readers.append(same[id(image)])
-    return distinct, readers
+    contents: dict[int, object] = {}
+    readers = []
+    for start in starts:
+        for image, _ in start:
+            if image is not None and id(image) not in contents:
+                contents[id(image)] = (image.mode, image.size, image.tobytes())
+        key = tuple((image is not None and contents[id(image)], text.ids) for image, text in start)
+        readers.append(numbers.setdefault(key, len(numbers)))
+    return [starts[readers.index(number)] for number in range(len(numbers))], readers
+
+
+def go_on(
+    model: VisionLanguageModel, processor: Processor, starts: Sequence[Sequence[Part]], readers: Sequence[int],
+    texts: Sequence[EncodedText],
+) -> dict[str, Any]:
+    """Inputs of `forward` for the starts, and for texts that go on from them."""
+    start = interleave(model, processor, starts)
+    positions = start["positions"] if start["positions"].ndim == 2 else start["positions"].amax(dim=2)
+    ends = positions.masked_fill(start["segments"] == PADDING, -1).amax(dim=1) + 1
+    batch = to_device(stack([[text] for text in texts]), model, QUESTIONED)
+    readers = torch.tensor(readers, device=model.device)
+    batch["positions"] = batch["positions"] + ends[readers][:, None]
+    check_length(model, int(batch["positions"].max()) + 1)
+    return {**batch, "start": start, "readers": readers}
+
+
+def check_length(model: VisionLanguageModel, length: int) -> None:
+    if model.text.position_embedding is not None and length > model.config.text.context:
+        raise UserError(
+            f"found a row of {length} tokens for text.context {model.config.text.context}; give fewer examples"
+        )
 
 
 def reads_pictures_first(model: VisionLanguageModel) -> bool:
@@ -128,10 +158,7 @@ def interleave(
     counts = iter(tokens_of_pictures(model, given))
     placed = [[(0 if image is None else next(counts), text) for image, text in row] for row in rows]
     length = max(sum(count + len(text.ids) for count, text in row) for row in placed)
-    if model.text.position_embedding is not None and length > model.config.text.context:
-        raise UserError(
-            f"found a row of {length} tokens for text.context {model.config.text.context}; give fewer examples"
-        )
+    check_length(model, length)
     tokens = torch.zeros(len(rows), length, dtype=torch.int64)
     segments, places = torch.full_like(tokens, PADDING), torch.zeros_like(tokens, dtype=torch.bool)
     for index, row in enumerate(placed):
