@@ -6,6 +6,7 @@ metric of their sums. `OUT/evaluation.json` says what was scored, by which proto
 Shapes: B draws of samples, N samples, M counts.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,6 +79,15 @@ class Counts:
 
     form: str
     samples: Mapping[str, Sequence[float]]
+
+    @property
+    def value(self) -> float:
+        """The metric over all samples."""
+        if self.form in RECOMPUTED:
+            counts_NM = padded(list(self.samples.values()))
+            return float(metric_of(self.form, np.ones((1, len(counts_NM))), counts_NM)[0])
+        sums = [math.fsum(column) for column in zip(*self.samples.values(), strict=True)]
+        return float(FORMS[self.form](np.array(sums)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +195,7 @@ class Store:
             )
         found = Scored(
             rows["form"][0].as_py(), tuple(rows["sample_id"].to_pylist()), np.array(rows["cluster"].to_pylist()),
-            _padded(rows["counts"]), tuple(map(dict, rows["slices"].to_pylist())),
+            padded(rows["counts"].to_pylist()), tuple(map(dict, rows["slices"].to_pylist())),
         )
         if not np.isfinite(found.counts_NM).all():
             raise UserError(f"{self.directory / SCORES}: found NaN or infinity in '{metric}' of the {model}; "
@@ -241,10 +251,9 @@ class Store:
         return sorted(found - {None})
 
 
-def _padded(lists: pa.ChunkedArray) -> np.ndarray:
+def padded(counts: Sequence[Sequence[float]]) -> np.ndarray:
     """[N, M] of lists of numbers; shorter ones end in zeros."""
-    rows = [np.asarray(row, float) for row in lists.to_pylist()]
-    padded = np.zeros((len(rows), max(map(len, rows))))
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = row
-    return padded
+    rows_NM = np.zeros((len(counts), max(map(len, counts))))
+    for place, row in enumerate(counts):
+        rows_NM[place, : len(row)] = row
+    return rows_NM

@@ -12,10 +12,11 @@ from PIL import Image
 from vlmpipe.data.records import Record
 from vlmpipe.data.task import TaskConfig, read_pictures, read_records
 from vlmpipe.errors import UserError
+from vlmpipe.evaluate.store import Counts
 from vlmpipe.images import NotAnImage, decode_rgb
 
 TaskName = Literal[
-    "captioning", "vqa", "classification", "statements", "segmentation", "referring", "detection"
+    "captioning", "vqa", "classification", "statements", "segmentation", "referring", "detection", "compositionality"
 ]
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "there is a {}")
 
@@ -72,25 +73,62 @@ class Sample:
 
 @dataclass(frozen=True)
 class Scores:
-    """A task's numbers, the counts that they rest on, and per sample (by id) the row for the score store."""
+    """A task's numbers, on how many samples each rests (`n`), and per sample (by id) the row for samples.parquet.
+
+    `counts`: for each metric that has any, what each sample gives to it; their sum makes the metric again.
+    """
 
     metrics: dict[str, float]
     n: dict[str, int]
     rows: dict[str, dict]
     details: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Counts] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, counts: dict[str, Counts], rows: dict[str, dict], details: Mapping[str, Any] | None = None
+    ) -> "Scores":
+        """Of metrics that are all made of counts."""
+        metrics = {name: found.value for name, found in counts.items()}
+        return cls(metrics, {name: len(found.samples) for name, found in counts.items()}, rows, dict(details or {}),
+                   counts)
 
 
 @dataclass(frozen=True)
 class Task:
     """read: the samples of a split. pictures: its encoded images by key. predict: the model's part, a row of plain
     values for each sample of a batch. score: the metrics of all rows. packed: whether the split is of the packed
-    dataset rather than of the task's own files."""
+    dataset rather than of the task's own files. version: rises whenever the same answers would score otherwise."""
 
     read: Callable[[Path, TaskConfig], list[Sample]]
     pictures: Callable[[Path, set, TaskConfig], Mapping[Any, bytes]]
     predict: Callable[..., list[dict]]
     score: Callable[[list[Sample], list[dict]], Scores]
     packed: bool = False
+    version: int = 1
+
+
+# --- counts ------------------------------------------------------------------------------------------------
+
+def means(per_sample: Mapping[str, float]) -> Counts:
+    """Of a metric that is the mean over samples."""
+    return Counts("ratio", {key: (float(value), 1.0) for key, value in per_sample.items()})
+
+
+def by_slice(
+    metric: str, per_sample: Mapping[str, float], samples: Sequence[Sample], name: str
+) -> dict[str, Counts]:
+    """`means` in all, as `metric`, and for each value that the slice `name` has, as `metric.value`."""
+    return by_kind(metric, per_sample, {sample.id: sample.slices.get(name) for sample in samples})
+
+
+def by_kind(metric: str, per_sample: Mapping[str, float], kinds: Mapping[str, str | None]) -> dict[str, Counts]:
+    """`means` in all, as `metric`, and for each kind, as `metric.kind`."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in per_sample.items():
+        if kinds[key] is not None:
+            found.setdefault(slug(kinds[key]), {})[key] = value
+    return {metric: means(per_sample), **{f"{metric}.{kind}": means(found[kind]) for kind in sorted(found)}}
 
 
 # --- pictures ----------------------------------------------------------------------------------------------
