@@ -3,7 +3,7 @@
 import pytest
 
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import chair, nlvr_consistency, pope, says_yes
+from vlmpipe.evaluate.metrics import chair, matching_accuracy, nlvr_consistency, pope, says_yes
 
 
 def test_nlvr_consistency_wants_every_example_of_a_sentence():
@@ -112,3 +112,20 @@ def test_chair_knows_regular_plurals_and_takes_the_longest_phrase():
 def test_chair_refuses(captions, objects, message):
     with pytest.raises(UserError, match=message):
         chair(captions, objects, WORDS)
+
+
+def test_matching_accuracy_by_hand():
+    result = matching_accuracy({1: 2.0, 2: 0.5, 3: -1.0}, {1: -2.0, 2: 0.5, 3: -3.0})
+    assert result.per_sample == {1: 1.0, 2: 0.5, 3: 0.5} and result.value == pytest.approx(2 / 3)
+    # Of nine pairs: 3 below 2.0, 2 and a tie below 0.5, 2 below -1.
+    assert result.details["auc"] == pytest.approx((3 + 2.5 + 2) / 9)
+    assert result.details["true_positive_rate"] == 2 / 3 and result.details["false_positive_rate"] == 1 / 3
+
+
+@pytest.mark.parametrize(
+    "true, swapped, message",
+    [({}, {}, "no samples"), ({1: 0.0}, {2: 0.0}, "no prediction for"), ({1: float("nan")}, {1: 0.0}, "NaN")],
+)
+def test_matching_accuracy_refuses(true, swapped, message):
+    with pytest.raises(UserError, match=message):
+        matching_accuracy(true, swapped)

@@ -5,12 +5,13 @@ docs/metrics.md lists them all with their formulas, sources and quirks.
 """
 
 from vlmpipe.evaluate.metrics.captions import bleu, bleu_counts, cider, rouge_l
-from vlmpipe.evaluate.metrics.judgements import chair, nlvr_consistency, pope, says_yes
+from vlmpipe.evaluate.metrics.judgements import chair, matching_accuracy, nlvr_consistency, pope, says_yes
 from vlmpipe.evaluate.metrics.language import calibration_error, perplexity
 from vlmpipe.evaluate.metrics.pictures import fid, frechet_distance
 from vlmpipe.evaluate.metrics.regions import Detections, box_iou, detection_map, refexp_accuracy, segmentation_iou
 from vlmpipe.evaluate.metrics.result import MetricResult, check_same_samples
 from vlmpipe.evaluate.metrics.similarity import (
+    choice_accuracy,
     class_embedding,
     clip_score,
     group_scores,
@@ -31,6 +32,7 @@ __all__ = [
     "calibration_error",
     "chair",
     "check_same_samples",
+    "choice_accuracy",
     "cider",
     "class_embedding",
     "clip_score",
@@ -38,6 +40,7 @@ __all__ = [
     "fid",
     "frechet_distance",
     "group_scores",
+    "matching_accuracy",
     "nlvr_consistency",
     "normalise_answer",
     "perplexity",

@@ -1,9 +1,11 @@
-"""Yes or no, and things that aren't there: NLVR2's consistency, POPE and CHAIR."""
+"""Yes or no, and things that aren't there: NLVR2's consistency, pairs that match, POPE and CHAIR."""
 
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
+
+import numpy as np
 
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics.result import MetricResult, check_same_samples, mean, truth_value
@@ -76,6 +78,34 @@ def says_yes(answer: str) -> bool:
 
 def _judged(value: Any, sample: Any, metric: str) -> bool:
     return says_yes(value) if isinstance(value, str) and metric == "pope" else truth_value(value, sample, metric)
+
+
+def matching_accuracy(true: Mapping[Any, float], swapped: Mapping[Any, float]) -> MetricResult:
+    """Whether a model says yes to true pairs and no to swapped ones.
+
+    Args:
+        true, swapped: for each sample the log-odds of the true pair and of a false one; above 0 is a yes.
+
+    Returns:
+        value: `accuracy`. per_sample: the mean of both answers, 0, ½ or 1. details: `auc`, the chance that a true pair
+        scores higher than a swapped one, of any samples, equal scores counting half (the area under the ROC curve;
+        Hanley and McNeil 1982); `true_positive_rate`, `false_positive_rate`.
+    """
+    check_same_samples(true, swapped, "matching_accuracy")
+    true_N, swapped_N = (np.array([odds[sample] for sample in swapped], float) for odds in (true, swapped))
+    if np.isnan(true_N).any() or np.isnan(swapped_N).any():
+        raise UserError("matching_accuracy: found NaN log-odds; expected numbers; look at the model's output")
+    ordered_N = np.sort(swapped_N)
+    below_N = np.searchsorted(ordered_N, true_N, "left") + np.searchsorted(ordered_N, true_N, "right")
+    right = {
+        sample: (float(yes > 0) + float(no <= 0)) / 2
+        for sample, yes, no in zip(swapped, true_N.tolist(), swapped_N.tolist(), strict=True)
+    }
+    details = {
+        "accuracy": mean(right), "auc": float(below_N.mean() / 2 / len(ordered_N)),
+        "true_positive_rate": float((true_N > 0).mean()), "false_positive_rate": float((swapped_N > 0).mean()),
+    }
+    return MetricResult(details["accuracy"], right, details)
 
 
 def chair(

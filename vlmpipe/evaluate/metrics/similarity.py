@@ -168,3 +168,22 @@ def group_scores(scores: Mapping[Any, np.ndarray]) -> MetricResult:
         image[sample] = float((own_K > others_KK.max(axis=1)).all())
     both = {sample: text[sample] * image[sample] for sample in scores}
     return MetricResult(mean(both), both, {"text": mean(text), "image": mean(image), "group": mean(both)})
+
+
+def choice_accuracy(scores: Mapping[Any, Sequence[float]]) -> MetricResult:
+    """The share of samples whose first text, the true one, scores higher than every other: SugarCrepe's accuracy.
+
+    Args:
+        scores: for each sample those of its texts, two or more. Equal scores don't count: strictly `>`.
+
+    Source: arXiv 2306.14610, section 4.
+    """
+    if not scores:
+        raise UserError("choice_accuracy: found no samples; expected at least one; check the evaluation set")
+    hits = {}
+    for sample, values in scores.items():
+        if len(values) < 2 or not np.isfinite(values).all():
+            raise UserError(f"choice_accuracy: found the scores {list(values)} for {sample!r}; expected two or more "
+                            f"finite numbers")
+        hits[sample] = float(values[0] > max(values[1:]))
+    return MetricResult(mean(hits), hits)
