@@ -76,6 +76,11 @@ def test_the_truth_scores_one_and_another_pictures_truth_less(task, world):
     assert scores.metrics[f"{name}_blind"] < 0.9
     assert scores.metrics["gain_over_blind"] == pytest.approx(1 - scores.metrics[f"{name}_blind"])
     assert set(scores.metrics) == set(scores.n) and set(scores.rows) == {sample.id for sample in samples}
+    # A difference of two average precisions is no sum.
+    assert set(scores.metrics) - set(scores.counts) == ({"gain_over_blind"} if task == "detection" else set())
+    for metric, counts in scores.counts.items():
+        assert counts.value == pytest.approx(scores.metrics[metric], abs=1e-12), metric
+        assert len(counts.samples) == scores.n[metric] and set(counts.samples) <= set(scores.rows)
 
 
 def test_the_blind_guess_of_a_chosen_few_is_what_other_pictures_show(world):
@@ -88,6 +93,12 @@ def test_the_blind_guess_of_a_chosen_few_is_what_other_pictures_show(world):
 
 def said_of(task: str, world) -> set[str]:
     """The names of a task's metrics, of captioning those of a model of words."""
+    if task == "compositionality":
+        samples = [Sample(str(number), number, 1 - number, "", ("a",), {"group": "g"}, choices=("a", "b"))
+                   for number in range(2)]
+        return set(TASKS[task].score(samples, [{"right": [1.0, 0.0], "wrong": [1.0, 0.0]}] * 2).metrics)
+    if task == "retrieval":  # its ranks are tests/evaluate/tasks/test_retrieval.py's
+        return set()
     if task != "captioning":
         return set(scored(task, samples_of(world, task)).metrics)
     samples = [Sample(str(number), number, 1 - number, "", ("a",)) for number in range(2)]
@@ -128,7 +139,7 @@ def test_what_is_asked_of_one_batch_does_not_shorten_the_next(world):
 
 def test_consistency_wants_all_of_a_sentence():
     samples = [Sample(str(i), i, i, "s", ("yes",), {"group": str(i // 2)}) for i in range(4)]
-    assert consistency(samples, {"0": 1.0, "1": 1.0, "2": 1.0, "3": 0.0}) == 0.5
+    assert consistency(samples, {"0": 1.0, "1": 1.0, "2": 1.0, "3": 0.0}).value == 0.5
 
 
 def test_the_best_blind_mask_beats_all_and_nothing():

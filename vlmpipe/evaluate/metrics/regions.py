@@ -43,7 +43,8 @@ def segmentation_iou(predictions: Mapping[Any, np.ndarray], masks: Mapping[Any, 
 
     Returns:
         details: `cumulative`, all shared pixels by all in either mask, in which large things weigh more (the measure of
-        RefCOCO's masks, arXiv 1603.06180, section 4), and `precision@0.5` to `precision@0.9`.
+        RefCOCO's masks, arXiv 1603.06180, section 4), `pixels`, for each sample those shared and those in either, and
+        `precision@0.5` to `precision@0.9`.
     """
     check_same_samples(predictions, masks, "segmentation_iou")
     shared, either = {}, {}
@@ -61,6 +62,7 @@ def segmentation_iou(predictions: Mapping[Any, np.ndarray], masks: Mapping[Any, 
     ious = {sample: shared[sample] / either[sample] if either[sample] else 1.0 for sample in masks}
     total = sum(either.values())
     details = {"cumulative": sum(shared.values()) / total if total else 1.0, **_at_thresholds(ious, "precision")}
+    details["pixels"] = {sample: (shared[sample], either[sample]) for sample in masks}
     return MetricResult(mean(ious), ious, details)
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import perplexity, retrieval_recall
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, mismatch
+from vlmpipe.evaluate.metrics import perplexity, retrieval_ranks
+from vlmpipe.evaluate.store import Counts
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, means, mismatch
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.draw import picture_loss
 from vlmpipe.models.generate import caption, embed_texts, to_device
@@ -138,18 +139,18 @@ def score_captions(samples: list[Sample], rows: list[dict]) -> Scores:
         return score_pairs(samples, rows)
     by_id = dict(zip((sample.id for sample in samples), rows, strict=True))
     tokens = {key: row["tokens"] for key, row in by_id.items()}
-    right = perplexity({key: row["nll"] for key, row in by_id.items()}, tokens)
-    wrong = perplexity({key: row["wrong_nll"] for key, row in by_id.items()}, tokens)
-    metrics = {
-        "perplexity": right.value,
-        "perplexity_wrong_image": wrong.value,
-        "image_gain": wrong.value / right.value,
+    nll, wrong_nll = ({key: row[which] for key, row in by_id.items()} for which in ("nll", "wrong_nll"))
+    right, wrong = perplexity(nll, tokens), perplexity(wrong_nll, tokens)
+    lost = {key: wrong_nll[key] - nll[key] for key in nll}
+    counts = {
+        name: Counts("exp_ratio", {key: (value, tokens[key]) for key, value in nats.items()})
+        for name, nats in (("perplexity", nll), ("perplexity_wrong_image", wrong_nll), ("image_gain", lost))
     }
     stored = {
         key: {"prediction": row["said"], "score": right.per_sample[key], "wrong_score": wrong.per_sample[key]}
         for key, row in by_id.items()
     }
-    return Scores(metrics, dict.fromkeys(metrics, len(samples)), stored, {"perplexity": right.details})
+    return Scores.of(counts, stored, {"perplexity": right.details})
 
 
 def score_retrieval(samples: list[Sample], rows: list[dict]) -> Scores:
@@ -158,17 +159,22 @@ def score_retrieval(samples: list[Sample], rows: list[dict]) -> Scores:
     chosen = sorted(distinct.values())
     images = np.stack([rows[index]["image"] for index in chosen])
     texts = np.stack([rows[index]["text"] for index in chosen])
-    result = retrieval_recall(images @ texts.T, range(len(chosen)), ks=(1, 5))
-    hits = {samples[index].id: result.per_sample[place] for place, index in enumerate(chosen)}
-    metrics = dict(result.details)
-    metrics["recall@1"] = (metrics["image_to_text@1"] + metrics["text_to_image@1"]) / 2
-    metrics["recall@1_blind"] = 1 / len(chosen)
-    stored = {sample.id: {"score": hits.get(sample.id)} for sample in samples}
-    return Scores(metrics, dict.fromkeys(metrics, len(chosen)), stored, {"recall@1": {"chance": 1 / len(chosen)}})
+    ranks = dict(zip(("image_to_text", "text_to_image"), retrieval_ranks(images @ texts.T, range(len(chosen)))))
+    ids = [samples[index].id for index in chosen]
+    hits = {
+        f"{way}@{k}": dict(zip(ids, (rank < k).astype(float).tolist(), strict=True))
+        for way, rank in ranks.items() for k in (1, 5)
+    }
+    both = {key: (hits["image_to_text@1"][key] + hits["text_to_image@1"][key]) / 2 for key in ids}
+    chance = 1 / len(ids)
+    counts = {way: means(found) for way, found in hits.items()}
+    counts |= {"recall@1": means(both), "recall@1_blind": means(dict.fromkeys(ids, chance))}
+    stored = {sample.id: {"score": hits["text_to_image@1"].get(sample.id)} for sample in samples}
+    return Scores.of(counts, stored, {"recall@1": {"chance": chance}})
 
 
 def score_pairs(samples: list[Sample], rows: list[dict]) -> Scores:
     """The share of captions whose own picture matches better than a wrong one, ties lost; half of them by chance."""
     hits = {sample.id: float(row["match"] > row["wrong_match"]) for sample, row in zip(samples, rows, strict=True)}
-    metrics = {"pair_accuracy": sum(hits.values()) / len(hits), "pair_accuracy_blind": 0.5}
-    return Scores(metrics, dict.fromkeys(metrics, len(hits)), {key: {"score": hit} for key, hit in hits.items()})
+    counts = {"pair_accuracy": means(hits), "pair_accuracy_blind": means(dict.fromkeys(hits, 0.5))}
+    return Scores.of(counts, {key: {"score": hit} for key, hit in hits.items()})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmpipe.data.records import ClassRecord
 from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, means, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.checks import check_answers
 from vlmpipe.models.generate import answer, choose, embed_texts
@@ -73,13 +73,12 @@ def score_classes(samples: list[Sample], rows: list[dict]) -> Scores:
         {sample.id: float(row[which] == sample.answers[0]) for sample, row in zip(samples, rows, strict=True)}
         for which in ("right", "wrong")
     )
-    blind = max(Counter(sample.answers[0] for sample in samples).values()) / len(samples)
-    metrics = {
-        "accuracy": sum(right.values()) / len(right),
-        "accuracy_wrong_image": sum(wrong.values()) / len(wrong),
-        "accuracy_blind": blind,
+    commonest = Counter(sample.answers[0] for sample in samples).most_common(1)[0][0]
+    blind = {sample.id: float(sample.answers[0] == commonest) for sample in samples}
+    counts = {
+        "accuracy": means(right), "accuracy_wrong_image": means(wrong), "accuracy_blind": means(blind),
+        "gain_over_blind": means({key: hit - blind[key] for key, hit in right.items()}),
     }
-    metrics["gain_over_blind"] = metrics["accuracy"] - blind
     stored = {
         sample.id: {
             "prediction": row["right"], "score": right[sample.id], "wrong_prediction": row["wrong"],
@@ -88,4 +87,4 @@ def score_classes(samples: list[Sample], rows: list[dict]) -> Scores:
         for sample, row in zip(samples, rows, strict=True)
     }
     details = {"accuracy": {"classes": len(samples[0].choices)}}
-    return Scores(metrics, dict.fromkeys(metrics, len(samples)), stored, details)
+    return Scores.of(counts, stored, details)

@@ -9,6 +9,8 @@ from PIL import Image
 from vlmpipe.data.records import DetectionRecord
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.evaluate.metrics import Detections, detection_map
+from vlmpipe.evaluate.metrics.matches import IOUS, detection_counts
+from vlmpipe.evaluate.store import Counts
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.locate import detect
@@ -57,21 +59,27 @@ def find_all(
 def score_detections(samples: list[Sample], rows: list[dict]) -> Scores:
     """Average precision with either picture; and of saying in every picture what another one really shows."""
     truth = {sample.id: sample.truth for sample in samples}
-    right, wrong = (
-        detection_map({sample.id: row[which] for sample, row in zip(samples, rows, strict=True)}, truth)
-        for which in ("right", "wrong")
-    )
-    blind = detection_map({sample.id: certain(sample.wrong_truth) for sample in samples}, truth)
+    by_id = dict(zip(truth, rows, strict=True))
+    said = {
+        "": {key: row["right"] for key, row in by_id.items()},
+        "_wrong_image": {key: row["wrong"] for key, row in by_id.items()},
+        "_blind": {sample.id: certain(sample.wrong_truth) for sample in samples},
+    }
+    right, wrong, blind = (detection_map(found, truth) for found in said.values())
     metrics = {
         "ap": right.value, "ap_wrong_image": wrong.value, "ap_blind": blind.value,
         "gain_over_blind": right.value - blind.value, "ap@0.5": right.details["ap@0.5"],
         "ap@0.5_wrong_image": wrong.details["ap@0.5"], "ap@0.5_blind": blind.details["ap@0.5"],
     }
     stored = {
-        sample.id: {"prediction": written(row["right"]), "wrong_prediction": written(row["wrong"])}
-        for sample, row in zip(samples, rows, strict=True)
+        key: {"prediction": written(row["right"]), "wrong_prediction": written(row["wrong"])}
+        for key, row in by_id.items()
     }
-    return Scores(metrics, dict.fromkeys(metrics, len(samples)), stored)
+    counts = {
+        f"{name}{ending}": Counts("average_precision", detection_counts(found, truth, ious))
+        for name, ious in (("ap", IOUS), ("ap@0.5", IOUS[:1])) for ending, found in said.items()
+    }
+    return Scores(metrics, dict.fromkeys(metrics, len(samples)), stored, counts=counts)
 
 
 def certain(record: DetectionRecord) -> Detections:

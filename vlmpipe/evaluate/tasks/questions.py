@@ -1,7 +1,6 @@
 """Visual question answering: official VQA accuracy of free answers."""
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,16 @@ from vlmpipe.data.task import TaskConfig, read_pictures
 from vlmpipe.data.vqa import ANSWERS
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import vqa_accuracy
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of, slug
+from vlmpipe.evaluate.tasks.base import (
+    EvaluateConfig,
+    Sample,
+    Scores,
+    by_kind,
+    file_id,
+    means,
+    mismatch,
+    records_of,
+)
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer
 from vlmpipe.train.tasks import with_room
@@ -77,20 +85,12 @@ def score_answers(samples: list[Sample], rows: list[dict]) -> Scores:
     said_wrong = {sample.id: row["wrong"] for sample, row in zip(samples, rows, strict=True)}
     right, wrong = vqa_accuracy(said, answers), vqa_accuracy(said_wrong, answers)
     blind = vqa_accuracy(best_blind_guess(samples), answers)
-    metrics = {
-        "accuracy": right.value,
-        "accuracy_wrong_image": wrong.value,
-        "accuracy_blind": blind.value,
-        "gain_over_blind": right.value - blind.value,
+    kinds = {sample.id: kind_of(sample) for sample in samples}
+    counts = {
+        **by_kind("accuracy", right.per_sample, kinds), **by_kind("accuracy_wrong_image", wrong.per_sample, kinds),
+        "accuracy_blind": means(blind.per_sample),
+        "gain_over_blind": means({key: score - blind.per_sample[key] for key, score in right.per_sample.items()}),
     }
-    n = dict.fromkeys(metrics, len(samples))
-    by_type: dict[str, list[str]] = {}
-    for sample in samples:
-        by_type.setdefault(slug(kind_of(sample)), []).append(sample.id)
-    for kind, ids in sorted(by_type.items()):
-        for key, result in (("accuracy", right), ("accuracy_wrong_image", wrong)):
-            metrics[f"{key}.{kind}"] = math.fsum(result.per_sample[sample] for sample in ids) / len(ids)
-            n[f"{key}.{kind}"] = len(ids)
     stored = {
         key: {
             "prediction": said[key], "score": right.per_sample[key],
@@ -98,7 +98,7 @@ def score_answers(samples: list[Sample], rows: list[dict]) -> Scores:
         }
         for key in said
     }
-    return Scores(metrics, n, stored)
+    return Scores.of(counts, stored)
 
 
 def best_blind_guess(samples: Sequence[Sample]) -> dict[str, str]:

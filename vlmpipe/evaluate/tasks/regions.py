@@ -15,7 +15,8 @@ from vlmpipe.data.records import Box, DetectionRecord, RegionRecord
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import MetricResult, box_iou, refexp_accuracy, segmentation_iou
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, mismatch, records_of
+from vlmpipe.evaluate.store import Counts
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, means, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.locate import detect, segment
 from vlmpipe.train.regions import Query, queries_of_detections, queries_of_regions
@@ -95,13 +96,13 @@ def score_masks(samples: list[Sample], rows: list[dict]) -> Scores:
         for which in ("right", "wrong")
     )
     blind = best_blind_mask(truth)
-    metrics = {
-        "iou": right.value, "iou_wrong_image": wrong.value, "iou_blind": blind.value,
-        "gain_over_blind": right.value - blind.value,
-        "cumulative_iou": right.details["cumulative"], "cumulative_iou_wrong_image": wrong.details["cumulative"],
-        "cumulative_iou_blind": blind.details["cumulative"], "precision@0.5": right.details["precision@0.5"],
-    }
-    return Scores(metrics, dict.fromkeys(metrics, len(samples)), stored(right, wrong))
+    counts = {}
+    for ending, found in (("", right), ("_wrong_image", wrong), ("_blind", blind)):
+        counts[f"iou{ending}"] = means(found.per_sample)
+        counts[f"cumulative_iou{ending}"] = Counts("ratio", found.details["pixels"])
+    counts["gain_over_blind"] = means({key: iou - blind.per_sample[key] for key, iou in right.per_sample.items()})
+    counts["precision@0.5"] = means({key: iou >= 0.5 for key, iou in right.per_sample.items()})
+    return Scores.of(counts, stored(right, wrong))
 
 
 def best_blind_mask(truth: dict[str, np.ndarray]) -> MetricResult:
@@ -152,25 +153,26 @@ def score_boxes(samples: list[Sample], rows: list[dict]) -> Scores:
         for which in ("right", "wrong")
     )
     blind = best_blind_box(samples)
-    metrics = {
-        "accuracy": right.value, "accuracy_wrong_image": wrong.value, "accuracy_blind": blind,
-        "gain_over_blind": right.value - blind, "mean_iou": right.details["mean_iou"],
+    ious = {sample.id: box_iou(row["right"], truth[sample.id]) for sample, row in zip(samples, rows, strict=True)}
+    counts = {
+        "accuracy": means(right.per_sample), "accuracy_wrong_image": means(wrong.per_sample),
+        "accuracy_blind": means(blind), "mean_iou": means(ious),
+        "gain_over_blind": means({key: hit - blind[key] for key, hit in right.per_sample.items()}),
     }
     said = {
         sample.id: {"prediction": written(row["right"]), "wrong_prediction": written(row["wrong"])}
         for sample, row in zip(samples, rows, strict=True)
     }
     scores = stored(right, wrong)
-    return Scores(
-        metrics, dict.fromkeys(metrics, len(samples)), {key: said[key] | scores[key] for key in scores}
-    )
+    return Scores.of(counts, {key: said[key] | scores[key] for key in scores})
 
 
-def best_blind_box(samples: Sequence[Sample]) -> float:
-    """How often the best of the true boxes, as shares of its picture, fits in all pictures."""
-    shares = [tuple(np.array(sample.truth.boxes[0]) / (sample.truth.size * 2)) for sample in samples]
-    guesses = shares[:: max(1, len(shares) // GUESSES)]
-    return max(np.mean([box_iou(guess, true) >= 0.5 for true in shares]) for guess in guesses).item()
+def best_blind_box(samples: Sequence[Sample]) -> dict[str, float]:
+    """Where the best of the true boxes, as shares of its picture, fits."""
+    shares = {sample.id: tuple(np.array(sample.truth.boxes[0]) / (sample.truth.size * 2)) for sample in samples}
+    guesses = list(shares.values())[:: max(1, len(shares) // GUESSES)]
+    fits = ({key: float(box_iou(guess, true) >= 0.5) for key, true in shares.items()} for guess in guesses)
+    return max(fits, key=lambda hits: sum(hits.values()))
 
 
 def written(box: Sequence[float]) -> str:

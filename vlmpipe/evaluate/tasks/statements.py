@@ -9,7 +9,8 @@ from vlmpipe.data.records import StatementRecord
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import nlvr_consistency
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, records_of
+from vlmpipe.evaluate.store import Counts
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, means, records_of
 from vlmpipe.evaluate.tasks.questions import shown, wrong_pictures
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer, to_device
@@ -64,15 +65,14 @@ def score_statements(samples: list[Sample], rows: list[dict]) -> Scores:
         for which in ("right", "wrong")
     )
     always = [{sample.id: float(sample.answers[0] == word) for sample in samples} for word in WORDS.values()]
-    metrics = {"accuracy": mean(right), "accuracy_wrong_image": mean(wrong), "accuracy_blind": max(map(mean, always))}
-    metrics["gain_over_blind"] = metrics["accuracy"] - metrics["accuracy_blind"]
-    n = dict.fromkeys(metrics, len(samples))
-    metrics |= {
+    blind = max(always, key=lambda hits: means(hits).value)
+    counts = {
+        "accuracy": means(right), "accuracy_wrong_image": means(wrong), "accuracy_blind": means(blind),
+        "gain_over_blind": means({key: hit - blind[key] for key, hit in right.items()}),
         "consistency": consistency(samples, right),
         "consistency_wrong_image": consistency(samples, wrong),
-        "consistency_blind": max(consistency(samples, hits) for hits in always),
+        "consistency_blind": max((consistency(samples, hits) for hits in always), key=lambda found: found.value),
     }
-    groups = len({sample.slices["group"] for sample in samples})
     stored = {
         sample.id: {
             "prediction": row["right"], "score": right[sample.id], "wrong_prediction": row["wrong"],
@@ -80,15 +80,13 @@ def score_statements(samples: list[Sample], rows: list[dict]) -> Scores:
         }
         for sample, row in zip(samples, rows, strict=True)
     }
-    return Scores(metrics, dict.fromkeys(metrics, groups) | n, stored)
+    return Scores.of(counts, stored)
 
 
-def consistency(samples: Sequence[Sample], hits: Mapping[str, float]) -> float:
-    """The share of sentences that are judged right with all of their pictures."""
+def consistency(samples: Sequence[Sample], hits: Mapping[str, float]) -> Counts:
+    """The share of sentences that are judged right with all of their pictures; counted at the first of each."""
     judged = {key: bool(hit) for key, hit in hits.items()}
     groups = {sample.id: sample.slices["group"] for sample in samples}
-    return nlvr_consistency(judged, dict.fromkeys(judged, True), groups).value
-
-
-def mean(hits: Mapping[str, float]) -> float:
-    return sum(hits.values()) / len(hits)
+    found = nlvr_consistency(judged, dict.fromkeys(judged, True), groups).per_sample
+    first = {sample.slices["group"]: sample.id for sample in reversed(samples)}
+    return means({key: found[group] for group, key in first.items()})
