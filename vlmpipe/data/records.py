@@ -113,4 +113,19 @@ class ClassRecord:
     label: str
 
 
-Record = CaptionRecord | QuestionRecord | StatementRecord | RegionRecord | DetectionRecord | ClassRecord
+@dataclass(frozen=True)
+class ContrastRecord:
+    """A picture, the sentence that is true of it, and others that differ by a swap and are false of it. Those of one
+    `group` are pictures of which each has another's sentence as a false one."""
+
+    id: str
+    image: str
+    caption: str
+    false: tuple[str, ...]
+    group: str
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+
+Record = (
+    CaptionRecord | QuestionRecord | StatementRecord | RegionRecord | DetectionRecord | ClassRecord | ContrastRecord
+)

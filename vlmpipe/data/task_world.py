@@ -23,6 +23,7 @@ from vlmpipe.data.readers.clevr import ClevrObject, ClevrScene
 from vlmpipe.data.records import (
     CaptionRecord,
     ClassRecord,
+    ContrastRecord,
     DetectionRecord,
     QuestionRecord,
     Record,
@@ -33,9 +34,11 @@ from vlmpipe.data.scenes import Item, Scene
 from vlmpipe.data.tasks import clips, layouts, programs, signs
 from vlmpipe.data.tasks.spoiled import take_photo
 from vlmpipe.data.tasks.statements import sample_set
+from vlmpipe.data.tasks.swaps import Swap, sample_swap
 from vlmpipe.data.vqa import VqaExample, answer_type, write_vqa
 from vlmpipe.data.writers.clevr import write_clevr
 from vlmpipe.data.writers.coco import write_coco_captions, write_coco_instances, write_refcoco
+from vlmpipe.data.writers.contrast import write_sugarcrepe, write_winoground
 from vlmpipe.data.writers.folders import write_folders
 from vlmpipe.data.writers.nlvr import write_nlvr2
 from vlmpipe.data.writers.textvqa import write_textcaps, write_textvqa
@@ -247,6 +250,33 @@ def _classified(image_id: int, label: str) -> ClassRecord:
     return ClassRecord(name, name, label)
 
 
+# --- swaps -------------------------------------------------------------------------------------------------
+
+def _swaps(directory: Path, part: Part) -> None:
+    rng = part.rng("swaps")
+    found = [sample_swap(rng, part.held_out) for _ in part.ids]
+    names = [_coco_name(image_id) for image_id in part.ids]
+    records = [_contrast(str(image_id), name, swap, 0) for image_id, name, swap in zip(part.ids, names, found)]
+    write_sugarcrepe(directory, records, zip(names, (jpeg(swap.scenes[0].draw(part.side)) for swap in found)))
+
+
+def _pairs(directory: Path, part: Part) -> None:
+    """Half as many pairs as scenes, both pictures of each."""
+    rng = part.rng("pairs")
+    records, images = [], []
+    for number in part.ids[: part.count // 2]:
+        swap = sample_swap(rng, part.held_out)
+        for k, scene in enumerate(swap.scenes):
+            name = f"ex_{number}_img_{k}"
+            records.append(_contrast(str(number), name, swap, k))
+            images.append((f"{name}.png", png(scene.draw(part.side))))
+    write_winoground(directory, records, images)
+
+
+def _contrast(group: str, name: str, swap: Swap, k: int) -> ContrastRecord:
+    return ContrastRecord(f"{group}-{k}", name, swap.said[k], (swap.said[1 - k],), group, {"swap": swap.kind})
+
+
 # --- pairs, words, photos and clips ------------------------------------------------------------------------
 
 def _statements(directory: Path, part: Part) -> None:
@@ -347,4 +377,6 @@ TASKS = {
     "text_captions": Task(_text_captions, "textcaps"),
     "unanswerable": Task(_unanswerable, "vizwiz"),
     "clips": Task(_clips, "video_qa"),
+    "swaps": Task(_swaps, "sugarcrepe"),
+    "pairs": Task(_pairs, "winoground"),
 }

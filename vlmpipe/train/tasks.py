@@ -5,6 +5,7 @@
 | questions | question, answer | question, `answers` [B, A] | "question answer" |
 | statements | sentence, yes or no | sentence, `statement_labels` [B] | |
 | captions | caption | caption | caption |
+| contrasts | the true sentence | the true sentence | the true sentence |
 | classes | "a photo of a …" | "what is it?", `answers` [B, A] | "a photo of a …" |
 | regions, detections | | | phrases with `masks`, or `boxes` and `box_labels` |
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 from vlmpipe.data.records import (
     CaptionRecord,
     ClassRecord,
+    ContrastRecord,
     DetectionRecord,
     QuestionRecord,
     Record,
@@ -42,6 +44,7 @@ from vlmpipe.train.sources import Source
 LEAST_TEXT = 16  # tokens for which there must be room behind several pictures
 ABSENT = 2  # labels asked for in a picture that doesn't show them
 WORDS = {True: "yes", False: "no"}
+CAPTIONED = (CaptionRecord, ContrastRecord)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class TaskSource:
         if kind in (RegionRecord, DetectionRecord):
             self._refuse_rehearsal()
             return self._regions(images, model, processor, per_row)
-        if head is not None and getattr(model, head) is not None and kind is not CaptionRecord:
+        if head is not None and getattr(model, head) is not None and kind not in CAPTIONED:
             self._refuse_rehearsal()
             return self._labelled(images, numbers, model, processor, head)
         pairs = tuple(pair for record in self.records for pair in pairs_of(record, numbers))
@@ -231,6 +234,8 @@ def pairs_of(record: Record, numbers: dict[str, int]) -> list[Pair]:
     image = numbered(names_of(record), numbers)
     if isinstance(record, CaptionRecord):
         return [Pair(image, "", caption) for caption in record.captions]
+    if isinstance(record, ContrastRecord):
+        return [Pair(image, "", record.caption)]
     if isinstance(record, ClassRecord):
         return [Pair(image, "", CLASS_CAPTION.format(record.label))]
     return [Pair(image, text_of(record), answers_of(record)[0])]

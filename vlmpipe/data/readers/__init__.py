@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlmpipe.data.readers.clevr import read_clevr
 from vlmpipe.data.readers.coco import read_coco_captions, read_coco_instances
+from vlmpipe.data.readers.contrast import read_sugarcrepe, read_winoground
 from vlmpipe.data.readers.folders import read_folders
 from vlmpipe.data.readers.listings import read_listing
 from vlmpipe.data.readers.nlvr import read_nlvr, read_nlvr2
@@ -31,4 +32,6 @@ READERS: dict[str, Callable[[Path], Sequence[Record]]] = {
     "refcoco": read_refcoco,
     "video_qa": read_video_questions,
     "folders": read_folders,
+    "sugarcrepe": read_sugarcrepe,
+    "winoground": read_winoground,
 }

@@ -16,7 +16,8 @@ from vlmpipe.evaluate.store import Counts
 from vlmpipe.images import NotAnImage, decode_rgb
 
 TaskName = Literal[
-    "captioning", "vqa", "classification", "statements", "segmentation", "referring", "detection", "compositionality"
+    "captioning", "vqa", "classification", "statements", "segmentation", "referring", "detection", "compositionality",
+    "retrieval", "matching",
 ]
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "there is a {}")
 

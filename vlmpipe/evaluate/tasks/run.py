@@ -18,8 +18,10 @@ from vlmpipe.errors import UserError
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Task, decode_all, keys_of, task_pictures
 from vlmpipe.evaluate.tasks.captions import packed_pictures, predict_captions, read_captions, score_captions
 from vlmpipe.evaluate.tasks.classes import predict_classes, read_classes, score_classes
+from vlmpipe.evaluate.tasks.compositionality import predict_contrasts, read_contrasts, score_contrasts
 from vlmpipe.evaluate.tasks.detection import predict_detections, read_detections, score_detections
 from vlmpipe.evaluate.tasks.look import look, spread, write_attention
+from vlmpipe.evaluate.tasks.matching import predict_matches, read_matches, score_matches
 from vlmpipe.evaluate.tasks.questions import predict_answers, read_questions, score_answers
 from vlmpipe.evaluate.tasks.regions import (
     predict_boxes,
@@ -29,6 +31,7 @@ from vlmpipe.evaluate.tasks.regions import (
     score_boxes,
     score_masks,
 )
+from vlmpipe.evaluate.tasks.retrieval import predict_retrieval, read_retrieval, score_retrieval
 from vlmpipe.evaluate.tasks.statements import predict_statements, read_statements, score_statements
 from vlmpipe.models import load
 from vlmpipe.shards import write_json, write_table
@@ -41,6 +44,9 @@ TASKS: dict[str, Task] = {
     "segmentation": Task(read_masks, task_pictures, predict_masks, score_masks),
     "referring": Task(read_expressions, task_pictures, predict_boxes, score_boxes),
     "detection": Task(read_detections, task_pictures, predict_detections, score_detections),
+    "compositionality": Task(read_contrasts, task_pictures, predict_contrasts, score_contrasts),
+    "retrieval": Task(read_retrieval, task_pictures, predict_retrieval, score_retrieval),
+    "matching": Task(read_matches, task_pictures, predict_matches, score_matches),
 }
 # Sample ids name the files of attention maps.
 FILE_NAME = re.compile(r"[\w.-]+")
@@ -103,6 +109,7 @@ def evaluate(
 
 STORE = pa.schema(
     [(name, pa.string()) for name in ("task", "sample_id", "image_id", "question", "prediction")]
+    + [("images", pa.list_(pa.string()))]
     + [("answers", pa.list_(pa.string())), ("score", pa.float64()), ("wrong_image_id", pa.string())]
     + [("wrong_prediction", pa.string()), ("wrong_score", pa.float64())]
     + [("slices", pa.map_(pa.string(), pa.string()))]
@@ -115,6 +122,7 @@ def store_row(task: str, sample: Sample, scored: Mapping[str, Any]) -> dict:
         "task": task,
         "sample_id": sample.id,
         "image_id": str(sample.image),
+        "images": list(map(str, sample.image if isinstance(sample.image, tuple) else (sample.image,))),
         "question": sample.question,
         "answers": list(sample.answers),
         "wrong_image_id": str(sample.wrong_image),
