@@ -76,6 +76,14 @@ def sha256_file(path: Path | str) -> str:
     return digest.hexdigest()
 
 
+def sha256_directory(directory: Path | str) -> str:
+    """Hex sha256 of the names and bytes of all files in a local directory: names a model."""
+    directory = Path(directory)
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    facts = [(path.relative_to(directory).as_posix(), sha256_file(path)) for path in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a parquet file atomically."""
     buffer = io.BytesIO()

@@ -115,12 +115,7 @@ def _weights(config: AnnotateConfig, scorer: str) -> Fingerprints:
 
 def scorer_digest(scorer: str) -> str:
     """What names a scorer's weights: the sha256 of its files' names and bytes, or a hub id as it stands."""
-    directory = Path(scorer)
-    if not directory.is_dir():
-        return scorer
-    files = sorted(path for path in directory.rglob("*") if path.is_file())
-    facts = [(path.relative_to(directory).as_posix(), shards.sha256_file(path)) for path in files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return shards.sha256_directory(scorer) if Path(scorer).is_dir() else scorer
 
 
 def _task(
