@@ -32,7 +32,7 @@ from vlmpipe.train.batches import Batches, Dataset
 from vlmpipe.train.loop import TrainConfig, train
 from vlmpipe.train.objectives import make_objective
 from vlmpipe.train.optim import OptimizerConfig, ScheduleConfig
-from vlmpipe.train.packing import PackedBatches, Packer
+from vlmpipe.train.packing import PackedBatches, Packer, places_of
 
 OPEN_CLIP = "open_clip_torch==3.3.0"
 BESIDE_OPEN_CLIP = ("ftfy", "wcwidth")  # what its tokenizer imports
@@ -176,7 +176,7 @@ class Ours:
         self.model = VisionLanguageModel(our_config(shape))
         self.objective = make_objective(None, self.model)
         if pack:
-            self.batches = PackedBatches(Packer(dataset, pack, shape.patches), run.batch)
+            self.batches = PackedBatches(Packer(dataset, pack, places_of(self.model, dataset.images)), run.batch)
         elif length:
             self.batches = LongBatches(dataset, run.batch)
             self.batches.length = length

@@ -251,6 +251,13 @@ def test_configs_that_make_no_sense_are_refused(change, message):
         parse(VisionConfig, {**SMALL["vision"], **change}, "vision")
 
 
+def test_only_a_row_takes_pictures_of_several_sizes():
+    projected = {"fusion": {"kind": "none"}, "heads": {"projection": {"width": 8}}}
+    with pytest.raises(UserError, match=r"processor\.resize: found 'native' with vision\.native and fusion 'none'"):
+        parse(VLMConfig, {**SMALL, **projected}, "native")
+    parse(VLMConfig, {**SMALL, **projected, "processor": {"resize": "squash"}}, "native")
+
+
 def test_attention_in_spans_is_attention_behind_a_mask():
     """What the windows' speed rests on."""
     spans = ((3, 4), (1, 5), (2, 1))

@@ -1,18 +1,14 @@
 """The order of training: a pure function of the step, every row once an epoch, the same over any number of workers."""
 
-import io
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from tests.models.tiny import make, pictures
 from vlmpipe.errors import UserError
-from vlmpipe.models.pretrained import HuggingFaceProcessor
-from vlmpipe.train import batches as module
-from vlmpipe.train.batches import Batches, Dataset, Pair, decode_images, group, make_dataset
+from vlmpipe.train.batches import Batches, Pair, group, make_dataset
 from vlmpipe.train.sources import Source
 
 ROWS, BATCH = 23, 4
@@ -93,44 +89,6 @@ def test_nothing_to_learn_is_an_error():
     _, processor = make("prefix")
     with pytest.raises(UserError, match="found no text"):
         make_dataset(np.zeros((1, 3, 2, 2), np.uint8), [], processor, decoder=True)
-
-
-def png(count):
-    encoded = []
-    for picture in pictures(count):
-        picture.save(buffer := io.BytesIO(), "PNG")
-        encoded.append(buffer.getvalue())
-    return encoded
-
-
-SQUARE = {"size": {"height": 20, "width": 20}}
-
-
-@pytest.mark.parametrize(("made", "side", "found"), [
-    (lambda: transformers.ViTImageProcessorPil(**SQUARE, rescale_factor=1 / 127.5), 20, r"float32 \[3, 20, 20\]"),
-    (lambda: transformers.ViTImageProcessorPil(**SQUARE, do_rescale=False), 20, r"float32 \[3, 20, 20\]"),
-    (lambda: transformers.ViTImageProcessorPil(**SQUARE), 30, r"uint8 \[3, 20, 20\].*of 30 x 30"),
-    (lambda: transformers.ViltImageProcessorPil(size={"shortest_edge": 20}, size_divisor=4), 20, r"uint8 \[3, 20, 28"),
-    (lambda: transformers.Qwen2VLImageProcessorPil(patch_size=4), 0, r"uint8 \[96\].*of one size"),
-])
-def test_pictures_that_training_cannot_keep_are_refused(made, side, found, tmp_path):
-    with pytest.raises(UserError, match=f"that makes {found}.*; start from") as caught:
-        decode_images(png(1), 1, HuggingFaceProcessor(made(), None, side, 0), tmp_path / "cache")
-    assert "expected uint8 squares" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_decoding_in_memory_and_on_disk_is_the_same(tmp_path, monkeypatch):
-    _, processor = make("prefix")
-    encoded = png(4)
-    in_memory = decode_images(encoded, 4, processor, tmp_path / "cache.npy")
-    assert not (tmp_path / "cache.npy").exists()
-    monkeypatch.setattr(module, "MEMORY_LIMIT", 100)
-    on_disk = decode_images(encoded, 4, processor, tmp_path / "cache.npy")
-    assert isinstance(on_disk, np.memmap)
-    assert np.array_equal(in_memory, on_disk)
-    assert np.array_equal(in_memory, processor.images(pictures(4)).numpy())
-    dataset = Dataset(on_disk, ((3, (processor.encode("red"),)),))
-    assert torch.equal(dataset.collate([0])["images"], processor.images(pictures(4))[3:])
 
 
 def test_several_pictures_in_a_row():

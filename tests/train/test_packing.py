@@ -13,9 +13,14 @@ from vlmpipe.errors import UserError
 from vlmpipe.models import VLMConfig, build
 from vlmpipe.models.processor import EncodedText
 from vlmpipe.train.batches import Dataset, Pair, make_dataset
-from vlmpipe.train.packing import PackedBatches, Packer, first_fit_decreasing
+from vlmpipe.train.packing import PackedBatches, Packer, first_fit_decreasing, places_of
 
 PICTURE, CAPACITY, SAMPLES = 4, 32, 101
+
+
+def line(tokens: int):
+    """Every picture takes so many tokens, one after the other."""
+    return lambda number: np.arange(tokens)
 
 
 def made_up() -> Packer:
@@ -23,7 +28,7 @@ def made_up() -> Packer:
     lengths = np.random.default_rng(0).integers(3, 21, SAMPLES)
     rows = tuple((i, (EncodedText((i,) * int(length), 0),)) for i, length in enumerate(lengths))
     images = np.broadcast_to(np.arange(SAMPLES, dtype=np.uint8)[:, None, None, None], (SAMPLES, 3, 2, 2))
-    return Packer(Dataset(images, rows), CAPACITY, PICTURE)
+    return Packer(Dataset(images, rows), CAPACITY, line(PICTURE))
 
 
 def seen(batch) -> list[int]:
@@ -64,7 +69,7 @@ def test_a_batch_depends_on_its_number_alone():
 def test_the_tensors_of_a_row():
     images = np.zeros((2, 3, 2, 2), np.uint8)
     rows = ((1, (EncodedText((7, 8, 9), 2), EncodedText((5, 6), 0))), (0, (EncodedText((4, 3), 1),)))
-    batch = Packer(Dataset(images, rows), 14, 2).collate([[0, 1]])
+    batch = Packer(Dataset(images, rows), 14, line(2)).collate([[0, 1]])
     assert batch["tokens"].tolist() == [[0, 0, 7, 8, 9, 5, 6, 0, 0, 4, 3, 0, 0, 0]]
     assert batch["segments"].tolist() == [[-1, -1, 1, 1, 1, 2, 2, -2, -2, 4097, 4097, 0, 0, 0]]
     assert batch["positions"].tolist() == [[0, 1, 2, 3, 4, 2, 3, 0, 1, 2, 3, 0, 0, 0]]
@@ -75,8 +80,8 @@ def test_the_tensors_of_a_row():
 
 def test_a_sample_longer_than_a_row_is_refused():
     packer = made_up()
-    with pytest.raises(UserError, match=r"found a sample of 2\d tokens, 4 of them for each picture, in rows of 20"):
-        PackedBatches(Packer(packer.dataset, 20, PICTURE), 4)
+    with pytest.raises(UserError, match=r"found a sample of 2\d tokens, 4 of them of pictures, in rows of 20"):
+        PackedBatches(Packer(packer.dataset, 20, line(PICTURE)), 4)
 
 
 @pytest.mark.parametrize("attention", ["causal", "full"])
@@ -96,7 +101,7 @@ def test_a_packed_sample_has_the_loss_that_it_has_alone(attention, positions):
     ]
     images = processor.images(pictures(4)).numpy()
     dataset = make_dataset(images, pairs, processor, decoder=True, per_row=2)
-    packer = Packer(dataset, 128, model.fusion.length)
+    packer = Packer(dataset, 128, places_of(model, images))
     together = losses(model, packer.collate([[2, 0], [3, 1]]))
     alone = torch.cat([losses(model, dataset.collate([number])) for number in (2, 0, 3, 1)])
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)

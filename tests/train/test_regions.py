@@ -13,9 +13,10 @@ from vlmpipe.data.readers.refcoco import read_refcoco
 from vlmpipe.data.records import DetectionRecord, RegionRecord
 from vlmpipe.data.task_world import write_tasks
 from vlmpipe.errors import UserError
-from vlmpipe.train.batches import Batches, decode_images
+from vlmpipe.train.batches import Batches
 from vlmpipe.train.objectives import OBJECTIVES
 from vlmpipe.train.objectives.boxes import NONE
+from vlmpipe.train.pictures import decode_images
 from vlmpipe.train.regions import Query, RegionDataset, queries_of_detections, queries_of_regions
 
 SIZE = (64, 32)  # of the pictures; the model sees 32 x 32

@@ -17,7 +17,7 @@ from vlmpipe.evaluate.tasks import evaluate
 from vlmpipe.models import load
 from vlmpipe.shards import read_json, write_manifest, write_table
 from vlmpipe.stages import STAGES, configs, validate
-from vlmpipe.train.batches import decode_images
+from vlmpipe.train.pictures import decode_images
 from vlmpipe.train.stages import finetune, pretrain
 from vlmpipe.train.tasks import read_task
 

@@ -59,9 +59,15 @@ def check_size(config) -> None:
     """Pictures of another size than the tower's get interpolated positions, and are more or fewer tokens.
 
     Raises:
-        UserError: the processor's size is none that the tower takes.
+        UserError: the processor's size is none that the tower takes, or pictures keep their own where they can't.
     """
     size, vision = config.processor.image_size, config.vision
+    packed = vision is not None and vision.native is not None and config.processor.resize == "native"
+    if packed and config.fusion.kind != "prefix":
+        raise UserError(
+            f"processor.resize: found 'native' with vision.native and fusion '{config.fusion.kind}'; expected fusion "
+            f"'prefix', which reads pictures of several sizes, or resize: squash"
+        )
     if not size or (vision is not None and size == vision.image_size):
         return
     if vision is None or not vision.transformer or config.fusion.kind != "none" or size % vision.patch_size:

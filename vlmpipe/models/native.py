@@ -76,25 +76,37 @@ def fit(height: int, width: int, token: int, least: int, most: int) -> tuple[int
     return sides[0], sides[1]
 
 
-def pack(clips: Sequence[Sequence[Image.Image]], vision) -> tuple[Tensor, Tensor]:
-    """Pictures and videos for `NativeViT`: uint8 patches [P, C * t * p * p] of all of them, and grids [n, 3].
+def sized(clip: Sequence[Image.Image], vision) -> Tensor:
+    """uint8 [f, C, Y, X]: the frames of a picture or video at the size that `NativeViT` takes.
 
     Args:
-        clips: the frames of each, of one size; a picture is a clip of one frame. The last frame is repeated until
-            they fill whole patches.
+        clip: frames of one size; a picture is a clip of one frame.
         vision: a VisionConfig whose `native` is set.
     """
     native, token = vision.native, vision.patch_size * vision.native.merge
     most = native.max_pixels or vision.image_size**2
-    patches, grids = [], []
-    for clip in clips:
-        height, width = fit(clip[0].height, clip[0].width, token, native.min_pixels, most)
-        frames = [*clip, *[clip[-1]] * (-len(clip) % native.frames)]
-        sized = [to_rgb(frame).resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
-        pixels = torch.from_numpy(np.stack([np.asarray(frame) for frame in sized])).permute(0, 3, 1, 2)
-        patches.append(patchify(pixels, vision.patch_size, native))
-        grids.append((len(frames) // native.frames, height // vision.patch_size, width // vision.patch_size))
+    height, width = fit(clip[0].height, clip[0].width, token, native.min_pixels, most)
+    frames = [np.asarray(to_rgb(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in clip]
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+def pack_sized(clips: Sequence[Tensor], vision) -> tuple[Tensor, Tensor]:
+    """What `sized` made of several: patches [P, C * t * p * p] of all of them, and grids [n, 3].
+
+    The last frame of each is repeated until they fill whole patches.
+    """
+    native, size, patches, grids = vision.native, vision.patch_size, [], []
+    for clip_fCYX in clips:
+        missing = -len(clip_fCYX) % native.frames
+        frames_fCYX = torch.cat([clip_fCYX, clip_fCYX[-1:].expand(missing, -1, -1, -1)])
+        patches.append(patchify(frames_fCYX, size, native))
+        grids.append((len(frames_fCYX) // native.frames, *(side // size for side in clip_fCYX.shape[-2:])))
     return torch.cat(patches), torch.tensor(grids)
+
+
+def pack(clips: Sequence[Sequence[Image.Image]], vision) -> tuple[Tensor, Tensor]:
+    """Pictures and videos for `NativeViT`, see `sized` and `pack_sized`."""
+    return pack_sized([sized(clip, vision) for clip in clips], vision)
 
 
 def frame_counts(grids: Sequence[Grid]) -> list[int]:

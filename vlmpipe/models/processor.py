@@ -25,8 +25,8 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, ANSWER)
 class ProcessorConfig:
     """How pictures get to the model's size, and the tokenizer that is trained when none is given.
 
-    `resize`: the whole picture, its middle square, or, for answers of models with `vision.native`, each picture at its
-    own size; where all must have one size, as in training batches, `native` is `squash`.
+    `resize`: the whole picture, its middle square, or each picture at its own size, which models with `vision.native`
+    take; for others `native` is `squash`.
     """
 
     resize: Literal["squash", "crop", "native"] = "squash"

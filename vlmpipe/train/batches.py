@@ -1,23 +1,18 @@
-"""Training data: pictures as uint8 in memory, texts as token ids, batches as a pure function of the step.
+"""Training data: decoded pictures, texts as token ids, batches as a pure function of the step.
 
 Shapes: N pictures, B rows of this process, C colours, Y and X pixels, T tokens.
 """
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlmpipe.errors import UserError
-from vlmpipe.images import decode_rgb
 from vlmpipe.models.processor import EncodedText, Processor, stack
-
-# Decoded pictures beyond this stay on disk and are mapped.
-MEMORY_LIMIT = 2 * 2**30
+from vlmpipe.train.pictures import Pictures, inputs_of
 
 
 @dataclass(frozen=True)
@@ -33,17 +28,17 @@ class Pair:
 class Dataset:
     """Pictures, and rows: each row is a picture, or several, and the texts learned about it in one go."""
 
-    images: np.ndarray  # uint8 [N, C, Y, X]
+    images: Pictures
     rows: tuple[tuple[int | tuple[int, ...], tuple[EncodedText, ...]], ...]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """`images` uint8 [n, C, Y, X] and the [B, T] tensors of `processor.stack`; `image_rows` [n] where rows have
+        """What `inputs_of` gives and the [B, T] tensors of `processor.stack`; `image_rows` [n] where rows have
         other numbers of pictures than one."""
         batch = {**self.pictures_of(indices), **stack([self.rows[index][1] for index in indices])}
-        if len(batch["images"]) == len(indices):
+        if len(batch["image_rows"]) == len(indices):
             del batch["image_rows"]
         return batch
 
@@ -53,54 +48,11 @@ class Dataset:
         return image if isinstance(image, tuple) else (image,)
 
     def pictures_of(self, indices: Sequence[int], rows: Sequence[int] | None = None) -> dict[str, Tensor]:
-        """`images` uint8 [n, C, Y, X], and `image_rows` [n]: which of `rows`, one for each index, a picture is in."""
+        """What `inputs_of` gives, and `image_rows` [n]: which of `rows`, one for each index, a picture is in."""
         numbers = [self.numbers(index) for index in indices]
         rows = np.repeat(np.arange(len(indices)) if rows is None else rows, [len(found) for found in numbers])
-        images = self.images[[number for found in numbers for number in found]]
-        return {"images": torch.from_numpy(images), "image_rows": torch.from_numpy(rows)}
-
-
-def decode_images(encoded: Iterable[bytes], count: int, processor: Processor, cache: Path) -> np.ndarray:
-    """Decode `count` pictures once, to uint8 [N, C, Y, X] in memory, or in a file at `cache` where they are many.
-
-    Raises:
-        UserError: the processor makes no uint8 squares.
-    """
-    shape = (count, 3, processor.image_size, processor.image_size)
-    if int(np.prod(shape)) <= MEMORY_LIMIT:
-        images = np.empty(shape, np.uint8)
-    else:
-        reserve(cache, int(np.prod(shape)))
-        images = np.memmap(cache, np.uint8, mode="r+", shape=shape)
-    for index, data in enumerate(encoded):
-        images[index] = square(processor.image(decode_rgb(data)), processor.image_size)
-    return images
-
-
-def square(pixels: np.ndarray, side: int) -> np.ndarray:
-    """The picture as it came.
-
-    Raises:
-        UserError: it is not what pictures are kept as between the steps: image processors from elsewhere may pack
-            patches, keep each picture's own shape or normalise otherwise than a model can.
-    """
-    if pixels.dtype != np.uint8 or pixels.shape != (3, side, side):
-        size = f"of {side} x {side} pixels" if side else "of one size"
-        raise UserError(
-            f"found an image processor that makes {pixels.dtype} {list(pixels.shape)} of a picture; expected uint8 "
-            f"squares {size} to train on; start from a model whose preprocessor_config.json resizes to a square and "
-            f"has do_rescale true and rescale_factor 1/255, such as a CLIP's"
-        )
-    return pixels
-
-
-def reserve(path: Path, size: int) -> None:
-    """Make a file of `size` bytes that the disk has room for: a mapped one without ends the process by SIGBUS."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(file.fileno(), 0, size)
-        file.truncate(size)
+        seen = inputs_of(self.images, [number for found in numbers for number in found])
+        return {**seen, "image_rows": torch.from_numpy(rows)}
 
 
 def group(pairs: Sequence[Pair], per_row: int) -> list[list[Pair]]:
@@ -112,7 +64,7 @@ def group(pairs: Sequence[Pair], per_row: int) -> list[list[Pair]]:
 
 
 def make_dataset(
-    images: np.ndarray, pairs: Sequence[Pair], processor: Processor, decoder: bool, per_row: int = 1
+    images: Pictures, pairs: Sequence[Pair], processor: Processor, decoder: bool, per_row: int = 1
 ) -> Dataset:
     """Tokenize once. A decoder learns `per_row` answers in a row; a dual encoder embeds "question answer"."""
     if not pairs:

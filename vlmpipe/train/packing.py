@@ -1,18 +1,22 @@
 """Several samples in one row, so that little of a batch is padding; each sees itself alone.
 
-Shapes: B rows of this process, n pictures, P tokens that a picture takes in its row, T tokens of a row.
+Shapes: B rows of this process, n pictures, M tokens that a picture takes in its row, T tokens of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlmpipe.errors import UserError
+from vlmpipe.models.places import Grid, picture_positions
 from vlmpipe.models.text import TEXTS
+from vlmpipe.models.vlm import VisionLanguageModel
 from vlmpipe.train.batches import Batches, Dataset
+from vlmpipe.train.pictures import OwnSizes, Pictures
 
 # Samples that are packed among themselves: more leave less padding, and make longer work of an epoch's start.
 WINDOW = 1024
@@ -36,13 +40,34 @@ def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int
     return rows
 
 
+Places = Callable[[int], np.ndarray]
+
+
+def places_of(model: VisionLanguageModel, pictures: Pictures) -> Places:
+    """From a picture's number to the positions of its tokens in the row, from 0: [M], or [M, 3] where the model counts
+    in time, down and across (see `models.places`)."""
+    native, positions = model.config.vision.native, np.arange(model.fusion.length)
+    if native is None:
+        return lambda number: positions
+
+    @lru_cache(maxsize=4096)
+    def of_grid(grid: Grid) -> np.ndarray:
+        found = picture_positions(grid, native.merge).numpy()
+        return found if model.config.text.rotary_sections else np.arange(len(found))
+
+    if isinstance(pictures, OwnSizes):
+        return lambda number: of_grid(pictures.grid(number))
+    same = (1, *(side // model.config.vision.patch_size for side in pictures.shape[-2:]))
+    return lambda number: of_grid(same)
+
+
 @dataclass(frozen=True)
 class Packer:
-    """Makes rows of `capacity` tokens out of the samples of `dataset`; each picture takes `picture` tokens."""
+    """Makes rows of `capacity` tokens out of the samples of `dataset`, whose pictures' tokens stand at `places`."""
 
     dataset: Dataset
     capacity: int
-    picture: int
+    places: Places
 
     def lengths(self) -> np.ndarray:
         """Tokens of each sample: its pictures and its texts.
@@ -50,25 +75,25 @@ class Packer:
         Raises:
             UserError: one is longer than a row.
         """
-        found = np.array([
-            self.picture * len(self.dataset.numbers(index)) + sum(len(text.ids) for text in texts)
-            for index, (_, texts) in enumerate(self.dataset.rows)
-        ])
-        if found.max() > self.capacity:
+        seen = [sum(len(self.places(picture)) for picture in self.dataset.numbers(n)) for n in range(len(self.dataset))]
+        found = np.array(seen) + [sum(len(text.ids) for text in texts) for _, texts in self.dataset.rows]
+        longest = int(found.argmax())
+        if found[longest] > self.capacity:
             raise UserError(
-                f"pack: found a sample of {found.max()} tokens, {self.picture} of them for each picture, in rows of "
+                f"pack: found a sample of {found[longest]} tokens, {seen[longest]} of them of pictures, in rows of "
                 f"{self.capacity}; expected rows that hold any sample; raise pack, or lower per_row"
             )
         return found
 
     def collate(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """`images` uint8 [n, C, Y, X], `image_rows` [n], and [B, T] tokens, segments, positions, labels, image_places.
+        """The pictures' inputs, `image_rows` [n], and [B, T] tokens, segments, positions, labels, image_places.
 
         The pictures of the g-th sample of a row stand before its texts, in segment -g; the texts have the segments
-        that see them (see `vlmpipe.models.text`). Positions start anew with each sample.
+        that see them (see `vlmpipe.models.text`). Positions start anew with each sample; [B, T, 3] where places are.
         """
         shape = len(rows), self.capacity
-        found = {name: np.zeros(shape, np.int64) for name in ("tokens", "segments", "positions")}
+        found = {name: np.zeros(shape, np.int64) for name in ("tokens", "segments")}
+        found["positions"] = np.zeros(shape + self.places(0).shape[1:], np.int64)
         found["labels"] = np.full(shape, -100, np.int64)
         found["image_places"] = np.zeros(shape, bool)
         for row, samples in enumerate(rows):
@@ -82,16 +107,20 @@ class Packer:
 
     def write(self, row: dict[str, np.ndarray], at: int, group: int, number: int) -> int:
         """Put one sample into a row from token `at` on; returns where it ends."""
-        before = self.picture * len(self.dataset.numbers(number))
-        end = at + before
-        row["image_places"][at:end] = True
-        row["segments"][at:end] = -1 - group
-        row["positions"][at:end] = np.arange(before)
+        start, end = 0, at
+        for picture in self.dataset.numbers(number):
+            places = self.places(picture)
+            at, end = end, end + len(places)
+            row["image_places"][at:end] = True
+            row["segments"][at:end] = -1 - group
+            row["positions"][at:end] = start + places
+            start += int(places.max()) + 1
         for place, text in enumerate(self.dataset.rows[number][1], start=1):
             at, end = end, end + len(text.ids)
             row["tokens"][at:end] = text.ids
             row["segments"][at:end] = group * TEXTS + place
-            row["positions"][at:end] = np.arange(before, before + len(text.ids))
+            steps = np.arange(start, start + len(text.ids))
+            row["positions"][at:end] = steps.reshape(-1, *[1] * (row["positions"].ndim - 1))
             first = max(text.start, 1)
             row["labels"][at + first - 1 : end - 1] = text.ids[first:]
         return end

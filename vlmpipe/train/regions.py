@@ -68,7 +68,7 @@ class RegionDataset:
     """Rows for `Batches`: a picture each, with at most `per_row` of the queries about it in one go.
 
     Args:
-        images: uint8 [N, C, Y, X], see `batches.decode_images`; names: of each, as queries call them.
+        images: uint8 [N, C, Y, X], see `pictures.decode_images`; names: of each, as queries call them.
         processor: of the model that is trained.
         targets: what a batch holds besides pictures and phrases, for the objective of that name.
 

@@ -24,13 +24,14 @@ from vlmpipe.models.processor import Processor
 from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 from vlmpipe.shards import sha256_file, write_json
 from vlmpipe.train.adapters import add_adapters, merge_adapters, rules_with_adapters
-from vlmpipe.train.batches import Batches, Dataset, decode_images
+from vlmpipe.train.batches import Batches, Dataset
 from vlmpipe.train.checkpoint import fingerprint, newest
 from vlmpipe.train.live import live
 from vlmpipe.train.loop import CHECKPOINTS, CURVES, TIMING, TrainConfig, train
 from vlmpipe.train.objectives import check_objective, make_objective
-from vlmpipe.train.packing import PackedBatches, Packer
+from vlmpipe.train.packing import PackedBatches, Packer, places_of
 from vlmpipe.train.parallel import place
+from vlmpipe.train.pictures import decode_images
 from vlmpipe.train.regions import RegionDataset
 from vlmpipe.train.sources import Source, read_packed, read_shards
 from vlmpipe.train.tasks import Labelled, TaskSource, read_task
@@ -146,7 +147,7 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
     if model.language_model is None:
         processor.answers = source.answers_for(model) or processor.answers
     cache = job.state / "cache" / f"images-{rank}.bytes"
-    images = decode_images(source.images, len(source.images), processor, cache)
+    images = decode_images(source.images, len(source.images), processor, cache, model.config.vision)
     if model.codes is not None and job.architecture is not None:
         model.codes.fit(images, config.seed)  # the same in every process
     dataset, fitting = source.lessons(images, model, processor, config.per_row)
@@ -180,18 +181,18 @@ def make_batches(
     if not isinstance(dataset, Dataset):
         raise UserError("pack: found rows that are more than a text; expected null for such a task; set pack to null")
     kind = model.config.fusion.kind
-    if kind != "prefix" or model.config.vision.native is not None:
-        native = " and pictures of native size" if model.config.vision.native is not None else ""
+    if kind != "prefix":
         raise UserError(
-            f"pack: found a model with fusion '{kind}'{native}; expected one that reads pictures of one size in its "
-            f"row, such as model=llava; set pack to null"
+            f"pack: found a model with fusion '{kind}'; expected one that reads pictures in its row, such as "
+            f"model=llava; set pack to null"
         )
     if world > 1 and any(isinstance(part, BatchNorm) for part in model.modules()):
         raise UserError(
             f"pack: found batch norm and {world} workers, whose rows hold different numbers of pictures; expected as "
             f"many on each; set pack to null, vision.stem to patch, or cluster.workers to 1"
         )
-    return PackedBatches(Packer(dataset, config.pack, model.fusion.length), size, config.seed, rank, world)
+    packer = Packer(dataset, config.pack, places_of(model, dataset.images))
+    return PackedBatches(packer, size, config.seed, rank, world)
 
 
 def with_adapters(config: TrainConfig) -> TrainConfig:
