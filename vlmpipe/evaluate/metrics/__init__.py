@@ -5,6 +5,7 @@ docs/metrics.md lists them all with their formulas, sources and quirks.
 """
 
 from vlmpipe.evaluate.metrics.captions import bleu, bleu_counts, cider, rouge_l
+from vlmpipe.evaluate.metrics.fairness import association, max_skew, ndkl, worst_group
 from vlmpipe.evaluate.metrics.judgements import chair, matching_accuracy, nlvr_consistency, pope, says_yes
 from vlmpipe.evaluate.metrics.language import calibration_error, perplexity
 from vlmpipe.evaluate.metrics.pictures import fid, frechet_distance
@@ -26,6 +27,7 @@ __all__ = [
     "Detections",
     "MetricResult",
     "answerability",
+    "association",
     "bleu",
     "bleu_counts",
     "box_iou",
@@ -41,6 +43,8 @@ __all__ = [
     "frechet_distance",
     "group_scores",
     "matching_accuracy",
+    "max_skew",
+    "ndkl",
     "nlvr_consistency",
     "normalise_answer",
     "perplexity",
@@ -53,5 +57,6 @@ __all__ = [
     "says_yes",
     "segmentation_iou",
     "vqa_accuracy",
+    "worst_group",
     "zero_shot_accuracy",
 ]
