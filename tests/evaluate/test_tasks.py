@@ -129,7 +129,7 @@ def test_evaluate_is_deterministic_whatever_the_chunks(place, tmp_path, model):
     first, again, chunked = (run(place, tmp_path / str(i), model, configs[i // 2]) for i in range(3))
     assert first == again
     files = sorted(path.relative_to(tmp_path / "0") for path in (tmp_path / "0").rglob("*") if path.is_file())
-    assert len(files) == 5
+    assert len(files) == 7
     for file in files:
         assert (tmp_path / "0" / file).read_bytes() == (tmp_path / "1" / file).read_bytes(), file
     assert chunked[0]["metrics"] == pytest.approx(first[0]["metrics"], rel=1e-4)

@@ -6,8 +6,9 @@ well with the wrong picture does not look.
 
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, Task, decode, mismatch, slug
 from vlmpipe.evaluate.tasks.captions import caption_loss, predict_captions, score_captions
+from vlmpipe.evaluate.tasks.chunks import device, split
 from vlmpipe.evaluate.tasks.look import spread
-from vlmpipe.evaluate.tasks.run import TASKS, choose_samples, device, evaluate, split
+from vlmpipe.evaluate.tasks.run import TASKS, choose_samples, evaluate
 
 __all__ = [
     "TASKS",

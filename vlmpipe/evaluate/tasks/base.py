@@ -17,7 +17,7 @@ from vlmpipe.images import NotAnImage, decode_rgb
 
 TaskName = Literal[
     "captioning", "vqa", "classification", "statements", "segmentation", "referring", "detection", "compositionality",
-    "retrieval", "matching",
+    "retrieval", "matching", "hallucination",
 ]
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "there is a {}")
 
@@ -141,10 +141,25 @@ def decode(pictures: Mapping[Any, bytes], key: Any) -> Image.Image:
         UserError: there is no such picture, or it does not decode.
     """
     try:
-        return decode_rgb(pictures[key])
-    except (KeyError, NotAnImage) as error:
-        why = "no picture" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"found {why} for {key!r}; expected a picture that decodes; mend the evaluation set") from None
+        return decode_rgb(encoded(pictures, key))
+    except NotAnImage as error:
+        raise _unseen(str(error), key) from None
+
+
+def encoded(pictures: Mapping[Any, bytes], key: Any) -> bytes:
+    """One picture's bytes.
+
+    Raises:
+        UserError: there is no such picture.
+    """
+    try:
+        return pictures[key]
+    except KeyError:
+        raise _unseen("no picture", key) from None
+
+
+def _unseen(what: str, key: Any) -> UserError:
+    return UserError(f"found {what} for {key!r}; expected a picture that decodes; mend the evaluation set")
 
 
 def decode_all(pictures: Mapping[Any, bytes], key: Any) -> Image.Image | tuple[Image.Image, ...]:

@@ -1,26 +1,28 @@
 """Evaluation: the configured tasks on a model directory, in one dispatch."""
 
-import re
-from collections import Counter
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from vlmpipe.data.task import TaskConfig
+from vlmpipe.config import to_dict
+from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig
 from vlmpipe.dispatch import Cluster, map_shards
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Task, decode_all, keys_of, task_pictures
+from vlmpipe.evaluate.store import CHALLENGER, CHAMPION, EVALUATION, tables, write_scores
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, Task, task_pictures
 from vlmpipe.evaluate.tasks.captions import packed_pictures, predict_captions, read_captions, score_captions
+from vlmpipe.evaluate.tasks.chunks import Chunk, Contender, Part, run_chunk, split
 from vlmpipe.evaluate.tasks.classes import predict_classes, read_classes, score_classes
 from vlmpipe.evaluate.tasks.compositionality import predict_contrasts, read_contrasts, score_contrasts
 from vlmpipe.evaluate.tasks.detection import predict_detections, read_detections, score_detections
-from vlmpipe.evaluate.tasks.look import look, spread, write_attention
+from vlmpipe.evaluate.tasks.hallucination import predict_polls, read_polls, score_polls
+from vlmpipe.evaluate.tasks.look import spread, write_attention
 from vlmpipe.evaluate.tasks.matching import predict_matches, read_matches, score_matches
 from vlmpipe.evaluate.tasks.questions import predict_answers, read_questions, score_answers
 from vlmpipe.evaluate.tasks.regions import (
@@ -31,10 +33,10 @@ from vlmpipe.evaluate.tasks.regions import (
     score_boxes,
     score_masks,
 )
+from vlmpipe.evaluate.tasks.resume import code_sha256, fingerprint
 from vlmpipe.evaluate.tasks.retrieval import predict_retrieval, read_retrieval, score_retrieval
 from vlmpipe.evaluate.tasks.statements import predict_statements, read_statements, score_statements
-from vlmpipe.models import load
-from vlmpipe.shards import write_json, write_table
+from vlmpipe.shards import sha256_directory, write_json, write_table
 
 TASKS: dict[str, Task] = {
     "captioning": Task(read_captions, packed_pictures, predict_captions, score_captions, packed=True),
@@ -44,67 +46,133 @@ TASKS: dict[str, Task] = {
     "segmentation": Task(read_masks, task_pictures, predict_masks, score_masks),
     "referring": Task(read_expressions, task_pictures, predict_boxes, score_boxes),
     "detection": Task(read_detections, task_pictures, predict_detections, score_detections),
+    "hallucination": Task(read_polls, task_pictures, predict_polls, score_polls),
     "compositionality": Task(read_contrasts, task_pictures, predict_contrasts, score_contrasts),
     "retrieval": Task(read_retrieval, task_pictures, predict_retrieval, score_retrieval),
     "matching": Task(read_matches, task_pictures, predict_matches, score_matches),
 }
-# Sample ids name the files of attention maps.
-FILE_NAME = re.compile(r"[\w.-]+")
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The unit of dispatch. Its samples travel without their pictures: a worker reads those from `place`, as `files`
-    says."""
-
-    name: str
-    task: str
-    place: Path
-    samples: tuple[Sample, ...]
-    files: TaskConfig = field(default_factory=TaskConfig)
-    attend: bool = False  # see where the model looks, rather than predict
+FILES = {CHALLENGER: "samples.parquet", CHAMPION: "champion.parquet"}
 
 
 def evaluate(
     name: str, model: Path, packed: Path, questions: Path, out: Path, metrics: Path, config: EvaluateConfig,
-    cluster: Cluster, task: TaskConfig | None = None,
+    cluster: Cluster, task: TaskConfig | None = None, champion: Path | None = None,
+    champion_version: str | None = None, state: Path | None = None,
 ) -> None:
-    """Run the configured tasks on a model directory.
+    """Run the configured tasks on a model directory, and on the champion's: the same samples, prompts and decoding.
 
     Writes `out`/samples.parquet (a row per sample: task, sample_id, image_id, question, prediction, answers, score,
-    wrong_image_id, wrong_prediction, wrong_score, slices), `out`/attention/TASK-ID.npz (`map` [h, w] float32 summing
-    to 1, `picture` [Y, X, 3] uint8), and `metrics`: {"metrics": {name: number}, "n": {name: count}, "details": {…}}.
+    wrong_image_id, wrong_prediction, wrong_score, slices, cluster), `out`/champion.parquet (the same of the champion,
+    where there is one), `out`/scores.parquet and `out`/evaluation.json (see `evaluate.store`),
+    `out`/attention/TASK-ID.npz (`map` [h, w] float32 summing to 1, `picture` [Y, X, 3] uint8), and `metrics`:
+    {"metrics": {name: number}, "n": {name: count}, "details": {…}}.
 
     Args:
         packed: a packed dataset; captioning reads its `test`. questions: the folder of the task's own files, of which
             the other tasks read `test`; `task` says in which format (by default VQAv2's).
+        state: where what is done lies until all is; an evaluation that was ended goes on from there.
 
     Raises:
-        UserError: no test data, a sample that can't be scored, or a model that can't do the task.
+        UserError: no test data, a sample that can't be scored, or a model that can't do the task. Of a champion that
+            can't, evaluation.json says why (`unscored`).
     """
     out, metrics, files = Path(out), Path(metrics), task or TaskConfig()
     folders = {key: Path(packed if TASKS[key].packed else questions).absolute() / "test" for key in config.tasks}
     asked = {key: choose_samples(TASKS[key].read(folders[key], files), config) for key in config.tasks}
-    chunks = [chunk for key in config.tasks for chunk in split(key, folders[key], asked[key], config.chunk, files)]
+    models = [contender(role, path) for role, path in ((CHALLENGER, model), (CHAMPION, champion)) if path is not None]
+    chunks = [
+        chunk for one in models for key in config.tasks
+        for chunk in split(key, folders[key], asked[key], config.chunk, files, one)
+    ]
     # Answers to questions show best where a model looks.
     key = "vqa" if "vqa" in asked else config.tasks[0]
-    shown = Chunk("attention", key, folders[key], tuple(spread(asked[key], config.attention_samples)), files, True)
-    # One dispatch for everything: joining a cluster costs seconds.
-    *parts, looks = map_shards(
-        partial(run_chunk, model=Path(model).absolute(), config=config), [*chunks, shown], cluster, f"evaluate {name}"
+    looked = tuple(spread(asked[key], config.attention_samples))
+    shown = Chunk("attention", key, folders[key], looked, files, models[0], attend=True)
+    protocol = protocol_sha256(config, files)
+    work = partial(
+        run_chunk, tasks=TASKS, config=config, protocol=fingerprint([protocol, code_sha256()]),
+        state=None if state is None else Path(state).absolute(),
     )
-    merged: dict[str, dict] = {"metrics": {}, "n": {}, "details": {}}
-    table = []
-    for key, samples in asked.items():
-        rows = [row for chunk, part in zip(chunks, parts, strict=True) if chunk.task == key for row in part]
-        scores = TASKS[key].score(samples, rows)
-        for field_name in merged:
-            merged[field_name].update({f"{key}.{said}": value for said, value in getattr(scores, field_name).items()})
-        table += [store_row(key, sample, scores.rows[sample.id]) for sample in samples]
-    write_table(out / "samples.parquet", pa.Table.from_pylist(table, schema=STORE))
+    # One dispatch for everything: joining a cluster costs seconds.
+    *parts, looks = map_shards(work, [*chunks, shown], cluster, f"evaluate {name}")
+    results = [result(one, asked, [pair for pair in zip(chunks, parts) if pair[0].model == one]) for one in models]
+    write_results(out, asked, results)
+    write_json(out / EVALUATION, {
+        "champion": champion_version, "samples_sha256": fingerprint([asked, results[0].pictures]),
+        "protocol_sha256": protocol, "metric_versions": {key: TASKS[key].version for key in config.tasks},
+        "seed": config.seed, "models": {one.role: one.sha256 for one in models}, "unscored": results[-1].unscored,
+    })
     names = (f"{shown.task}-{sample.id}" for sample in shown.samples)
-    write_attention(out / "attention", dict(zip(names, looks)))
-    write_json(metrics, merged)
+    write_attention(out / "attention", dict(zip(names, looks.rows)))
+    write_json(metrics, {kind: results[0].merged(kind) for kind in ("metrics", "n", "details")})
+    if state is not None:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def contender(role: str, directory: Path) -> Contender:
+    return Contender(role, Path(directory).absolute(), sha256_directory(directory))
+
+
+def protocol_sha256(config: EvaluateConfig, files: TaskConfig) -> str:
+    """Of how samples are asked: two evaluations of one protocol and the same samples compare."""
+    return fingerprint([to_dict(config), to_dict(files), CLASS_QUESTION, CLASS_CAPTION])
+
+
+# --- results -----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Result:
+    """What one model scored: by task its scores and, by sample, the digests of its right and wrong pictures; or why
+    a champion has no scores."""
+
+    role: str
+    scores: dict[str, Scores]
+    pictures: dict[str, dict[str, tuple[str, str]]]
+    unscored: dict[str, str]
+
+    def merged(self, kind: str) -> dict[str, Any]:
+        """Of all tasks, by full names."""
+        return {f"{task}.{name}": value for task, scores in self.scores.items()
+                for name, value in getattr(scores, kind).items()}
+
+    def clusters(self, task: str) -> dict[str, str]:
+        """The same for samples whose pictures have the same bytes."""
+        return {sample: right[:32] for sample, (right, _) in self.pictures[task].items()}
+
+
+def result(model: Contender, asked: Mapping[str, list[Sample]], done: Sequence[tuple[Chunk, Part]]) -> Result:
+    """The scores of a model's chunks."""
+    found = Result(model.role, {}, {}, {})
+    for task, samples in asked.items():
+        parts = [part for chunk, part in done if chunk.task == task]
+        seen = [pictures for part in parts for pictures in part.pictures]
+        found.pictures[task] = dict(zip((sample.id for sample in samples), seen, strict=True))
+        problem = next((part.problem for part in parts if part.problem), None)
+        try:
+            if problem is None:
+                found.scores[task] = TASKS[task].score(samples, [row for part in parts for row in part.rows])
+        except UserError as error:
+            if model.role != CHAMPION:
+                raise
+            problem = str(error)
+        if problem is not None:
+            found.unscored[task] = problem
+    return found
+
+
+def write_results(out: Path, asked: Mapping[str, list[Sample]], results: Sequence[Result]) -> None:
+    """The predictions of each model, and the scores of all."""
+    (out / FILES[CHAMPION]).unlink(missing_ok=True)
+    parts = []
+    for found in results:
+        rows = []
+        for task, scores in found.scores.items():
+            clusters = found.clusters(task)
+            rows += [store_row(task, sample, scores.rows[sample.id], clusters[sample.id]) for sample in asked[task]]
+            counts = {f"{task}.{metric}": value for metric, value in scores.counts.items()}
+            parts += tables(found.role, counts, clusters, {sample.id: sample.slices for sample in asked[task]})
+        write_table(out / FILES[found.role], pa.Table.from_pylist(rows, schema=STORE))
+    write_scores(out, parts)
 
 
 STORE = pa.schema(
@@ -112,12 +180,12 @@ STORE = pa.schema(
     + [("images", pa.list_(pa.string()))]
     + [("answers", pa.list_(pa.string())), ("score", pa.float64()), ("wrong_image_id", pa.string())]
     + [("wrong_prediction", pa.string()), ("wrong_score", pa.float64())]
-    + [("slices", pa.map_(pa.string(), pa.string()))]
+    + [("slices", pa.map_(pa.string(), pa.string())), ("cluster", pa.string())]
 )
 
 
-def store_row(task: str, sample: Sample, scored: Mapping[str, Any]) -> dict:
-    """A row of the score store; what a task doesn't give is null."""
+def store_row(task: str, sample: Sample, scored: Mapping[str, Any], cluster: str) -> dict:
+    """A row of predictions; what a task doesn't give is null."""
     return {
         "task": task,
         "sample_id": sample.id,
@@ -127,49 +195,9 @@ def store_row(task: str, sample: Sample, scored: Mapping[str, Any]) -> dict:
         "answers": list(sample.answers),
         "wrong_image_id": str(sample.wrong_image),
         "slices": sorted(sample.slices.items()),
+        "cluster": cluster,
         **scored,
     }
-
-
-# --- running a task ----------------------------------------------------------------------------------------
-
-def split(
-    task: str, place: Path, samples: Sequence[Sample], size: int, files: TaskConfig | None = None
-) -> list[Chunk]:
-    """The samples in chunks of `size`.
-
-    Raises:
-        UserError: a sample id stands twice, or can't name a file.
-    """
-    counts = Counter(sample.id for sample in samples)
-    odd = [key for key, count in counts.items() if count > 1 or not FILE_NAME.fullmatch(key)]
-    if odd:
-        raise UserError(f"{place}: found sample id {odd[0]!r}; expected each once and of letters, digits, . _ and -")
-    return [
-        Chunk(f"{task} from {at}", task, place, tuple(samples[at : at + size]), files or TaskConfig())
-        for at in range(0, len(samples), size)
-    ]
-
-
-def run_chunk(chunk: Chunk, model: Path, config: EvaluateConfig) -> list[dict]:
-    """What one worker does: load the model, then predict batch by batch, or see where it looks."""
-    network, processor = load(model, device())
-    task = TASKS[chunk.task]
-    pictures = task.pictures(chunk.place, keys_of(chunk.samples), chunk.files)
-    if chunk.attend:
-        return look(network, processor, chunk.samples, pictures)
-    rows = []
-    for at in range(0, len(chunk.samples), config.batch_size):
-        batch = chunk.samples[at : at + config.batch_size]
-        right = [decode_all(pictures, sample.image) for sample in batch]
-        wrong = [decode_all(pictures, sample.wrong_image) for sample in batch]
-        rows += task.predict(network, processor, batch, right, wrong, config)
-    return rows
-
-
-def device() -> str:
-    """The accelerator that this process was given, if any."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_samples(samples: list[Sample], config: EvaluateConfig) -> list[Sample]:
