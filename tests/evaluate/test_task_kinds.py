@@ -93,6 +93,9 @@ def test_the_blind_guess_of_a_chosen_few_is_what_other_pictures_show(world):
 
 def said_of(task: str, world) -> set[str]:
     """The names of a task's metrics, of captioning those of a model of words."""
+    if task == "hallucination":
+        samples = [Sample(label, label, "", "is it", (label,)) for label in ("yes", "no")]
+        return set(TASKS[task].score(samples, [{"right": "yes", "wrong": "no"}] * 2).metrics)
     if task == "compositionality":
         samples = [Sample(str(number), number, 1 - number, "", ("a",), {"group": "g"}, choices=("a", "b"))
                    for number in range(2)]

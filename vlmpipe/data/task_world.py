@@ -32,6 +32,7 @@ from vlmpipe.data.records import (
 )
 from vlmpipe.data.scenes import Item, Scene
 from vlmpipe.data.tasks import clips, layouts, programs, signs
+from vlmpipe.data.tasks.polls import poll
 from vlmpipe.data.tasks.spoiled import take_photo
 from vlmpipe.data.tasks.statements import sample_set
 from vlmpipe.data.tasks.swaps import Swap, sample_swap
@@ -41,6 +42,7 @@ from vlmpipe.data.writers.coco import write_coco_captions, write_coco_instances,
 from vlmpipe.data.writers.contrast import write_sugarcrepe, write_winoground
 from vlmpipe.data.writers.folders import write_folders
 from vlmpipe.data.writers.nlvr import write_nlvr2
+from vlmpipe.data.writers.pope import write_pope
 from vlmpipe.data.writers.textvqa import write_textcaps, write_textvqa
 from vlmpipe.data.writers.videos import frame_name, write_video_questions
 from vlmpipe.data.writers.vizwiz import write_vizwiz
@@ -185,6 +187,13 @@ def _detected(image_id: int, scene: Scene, crowd: tuple[Item, ...], side: int) -
         np.array([len(items) > 1 for items in things]),
         tuple(mask.rle() if len(items) > 1 else mask for mask, items in zip(masks, things)),
     )
+
+
+def _objects(directory: Path, part: Part) -> None:
+    """The shared scenes: what is in them, and questions about it."""
+    records = [_detected(image_id, scene, (), part.side) for image_id, scene in zip(part.ids, part.scenes)]
+    write_coco_instances(directory, records, zip(map(_coco_name, part.ids), part.encoded), LOOKS, part.split)
+    write_pope(directory, poll(records), "scenes")
 
 
 def _regions(directory: Path, part: Part) -> None:
@@ -379,4 +388,5 @@ TASKS = {
     "clips": Task(_clips, "video_qa"),
     "swaps": Task(_swaps, "sugarcrepe"),
     "pairs": Task(_pairs, "winoground"),
+    "objects": Task(_objects, "pope"),
 }

@@ -9,6 +9,7 @@ from vlmpipe.data.readers.contrast import read_sugarcrepe, read_winoground
 from vlmpipe.data.readers.folders import read_folders
 from vlmpipe.data.readers.listings import read_listing
 from vlmpipe.data.readers.nlvr import read_nlvr, read_nlvr2
+from vlmpipe.data.readers.pope import read_pope
 from vlmpipe.data.readers.refcoco import read_refcoco
 from vlmpipe.data.readers.textvqa import read_textcaps, read_textvqa
 from vlmpipe.data.readers.videos import read_video_questions
@@ -34,4 +35,5 @@ READERS: dict[str, Callable[[Path], Sequence[Record]]] = {
     "folders": read_folders,
     "sugarcrepe": read_sugarcrepe,
     "winoground": read_winoground,
+    "pope": read_pope,
 }

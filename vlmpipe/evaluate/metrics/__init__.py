@@ -6,7 +6,7 @@ docs/metrics.md lists them all with their formulas, sources and quirks.
 
 from vlmpipe.evaluate.metrics.captions import bleu, bleu_counts, cider, rouge_l
 from vlmpipe.evaluate.metrics.fairness import association, max_skew, ndkl, worst_group
-from vlmpipe.evaluate.metrics.judgements import chair, matching_accuracy, nlvr_consistency, pope, says_yes
+from vlmpipe.evaluate.metrics.judgements import chair, matching_accuracy, nlvr_consistency, pope, says_yes, things_named
 from vlmpipe.evaluate.metrics.language import calibration_error, perplexity
 from vlmpipe.evaluate.metrics.pictures import fid, frechet_distance
 from vlmpipe.evaluate.metrics.regions import Detections, box_iou, detection_map, refexp_accuracy, segmentation_iou
@@ -56,6 +56,7 @@ __all__ = [
     "rouge_l",
     "says_yes",
     "segmentation_iou",
+    "things_named",
     "vqa_accuracy",
     "worst_group",
     "zero_shot_accuracy",

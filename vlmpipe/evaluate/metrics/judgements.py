@@ -108,6 +108,16 @@ def matching_accuracy(true: Mapping[Any, float], swapped: Mapping[Any, float]) -
     return MetricResult(details["accuracy"], right, details)
 
 
+def roc_area(weights_BN: np.ndarray, counts_NM: np.ndarray) -> np.ndarray:
+    """The `auc` [B] of `matching_accuracy` for each draw of the samples, from their odds true and swapped, [N, 2]."""
+    weights_BN, (true_N, swapped_N) = np.asarray(weights_BN, float), counts_NM.T
+    order_N = np.argsort(swapped_N, kind="stable")
+    below_BN = np.pad(weights_BN[:, order_N].cumsum(axis=1), ((0, 0), (1, 0)))
+    places = [np.searchsorted(swapped_N[order_N], true_N, side) for side in ("left", "right")]
+    beaten_BN = (below_BN[:, places[0]] + below_BN[:, places[1]]) / 2
+    return (weights_BN * beaten_BN).sum(axis=1) / weights_BN.sum(axis=1) ** 2
+
+
 def chair(
     captions: Mapping[Any, str], objects: Mapping[Any, Collection[str]], vocabulary: Mapping[str, str]
 ) -> MetricResult:
@@ -133,11 +143,10 @@ def chair(
             f"names that the vocabulary gives"
         )
     mentions, wrong = 0, {}
-    longest = max((len(phrase.split()) for phrase in vocabulary), default=0)
     for sample, present in objects.items():
         if not isinstance(captions[sample], str):
             raise UserError(f"chair: found the caption {captions[sample]!r} for {sample!r}; expected text")
-        named = _named(ptb_tokens(captions[sample]), vocabulary, longest)
+        named = things_named(captions[sample], vocabulary)
         mentions += len(named)
         wrong[sample] = [name for name in named if name not in present]
     if not mentions:
@@ -150,8 +159,9 @@ def chair(
     return MetricResult(details["s"], any_wrong, details)
 
 
-def _named(words: list[str], vocabulary: Mapping[str, str], longest: int) -> list[str]:
-    """The things that are named, in order; the longest phrase first."""
+def things_named(caption: str, vocabulary: Mapping[str, str]) -> list[str]:
+    """The things that a caption names, in order; of phrases that begin alike the longest."""
+    words, longest = ptb_tokens(caption), max((len(phrase.split()) for phrase in vocabulary), default=0)
     names, i = [], 0
     while i < len(words):
         for size in range(min(longest, len(words) - i), 0, -1):
