@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vlmpipe.config import parse
 from vlmpipe.errors import UserError
-from vlmpipe.publish import Registry, champion_model, consumers, models, out_md5, rollback
+from vlmpipe.evaluate.verdict import KEY_VARIABLE, keygen, seal
+from vlmpipe.evaluate.waivers import Waiver, add_waivers, today
+from vlmpipe.promotion import consumers
+from vlmpipe.publish import PublishConfig, Registry, champion_model, models, out_md5, rollback
 
 DVC_YAML = """
 stages:
@@ -18,7 +22,7 @@ stages:
     outs: [data/toy/packed]
   finetune:
     cmd: mkdir -p data/toy/models/finetune && cp weights.txt data/toy/models/finetune/
-    deps: [weights.txt, data/toy/packed]
+    deps: [weights.txt, data/toy/packed, results/toy/gates/data/verdict.json]
     outs: [data/toy/models/finetune]
   evaluate_finetune:
     cmd: python evaluate.py
@@ -44,10 +48,10 @@ from pathlib import Path
 from vlmpipe.errors import GateFailed
 from vlmpipe.evaluate.gate import GateConfig, Rule, gate
 results = Path("results/toy")
-rules = {"floor": Rule("vqa.accuracy", min=0.5), "champion": Rule("vqa.accuracy", max_drop=0.05)}
 try:
     gate("finetune", [results / "metrics/finetune.json"], results / "champion.json",
-         results / "gates/finetune/verdict.json", GateConfig(rules))
+         results / "gates/finetune/verdict.json", GateConfig({"floor": Rule("vqa.accuracy", min=0.5)}),
+         waivers=results / "waivers/finetune.yaml", lock=Path("dvc.lock"))
 except GateFailed:
     sys.exit(1)
 """
@@ -104,8 +108,8 @@ def toy(tmp_path, monkeypatch) -> Workspace:
         "dvc.yaml": DVC_YAML, "evaluate.py": EVALUATE, "gate.py": GATE, "rows.txt": "1", "weights.txt": "0",
         ".gitignore": "/data/\n/remote/\n__pycache__/\n", "params.yaml": yaml.safe_dump(PARAMS),
     }
-    audited = {"passed": True, "metrics": {"selection.kept": 5}, "n": {"selection.kept": 9}}
-    files["results/toy/gates/data/verdict.json"] = json.dumps(audited)
+    audited = {"passed": True, "metrics": {"selection.kept": 5}, "n": {"selection.kept": 9}, "rules": []}
+    files["results/toy/gates/data/verdict.json"] = json.dumps(seal(audited))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -204,8 +208,15 @@ def test_a_verdict_that_does_not_cover_the_model_promotes_nothing(toy):
     verdict.unlink()
     with pytest.raises(UserError, match="found no verdict"):
         toy.publish()
-    verdict.write_text(json.dumps(json.loads(text) | {"metric_files": []}))
+    judged = json.loads(text)
+    verdict.write_text(json.dumps(judged | {"metrics": {"vqa.accuracy": 1.0}}))
+    with pytest.raises(UserError, match=r"gates/finetune/verdict.json: found another digest.*altered"):
+        toy.publish()
+    verdict.write_text(json.dumps(seal(judged | {"metric_files": []})))
     with pytest.raises(UserError, match="names no metric file"):
+        toy.publish()
+    verdict.write_text(json.dumps(seal(judged | {"hashes": None})))
+    with pytest.raises(UserError, match="names no stage that led to it"):
         toy.publish()
     verdict.write_text(text)
     metrics.write_text(metrics.read_text().replace("0.9", "0.99"))
@@ -214,6 +225,81 @@ def test_a_verdict_that_does_not_cover_the_model_promotes_nothing(toy):
     metrics.write_text(metrics.read_text().replace("0.99", "0.9"))
     toy.publish()
     assert toy.champion() == "v0.0.1"
+
+
+def test_an_altered_verdict_further_up_promotes_nothing(toy):
+    data = toy.root / "results/toy/gates/data/verdict.json"
+    data.write_text(data.read_text().replace("9}", "10}"))
+    toy.train(0.9)
+    with pytest.raises(UserError, match=r"gates/data/verdict.json: found another digest.*rerun the gate"):
+        toy.publish()
+
+
+@pytest.mark.parametrize("line, other, said", [
+    ("    - path: weights.txt\n      hash: md5\n      md5: ", "0", "stage finetune ran with other data"),
+    ("    cmd: mkdir -p data/toy/packed", " ", "stage pack ran with other config"),
+])
+def test_other_data_or_settings_than_the_judged_promote_nothing(toy, line, other, said):
+    toy.train(0.9)
+    lock = toy.root / "dvc.lock"
+    text = lock.read_text()
+    assert text.count(line) == 1
+    lock.write_text(text.replace(line, line + other))
+    with pytest.raises(UserError, match=f"{said} than when the gate judged"):
+        toy.registry().promote()
+    lock.write_text(text)
+    toy.publish()
+    assert toy.champion() == "v0.0.1"
+
+
+def test_where_a_key_is_configured_nothing_unsigned_is_promoted(toy, tmp_path_factory, monkeypatch):
+    path = tmp_path_factory.mktemp("keys") / "gate.pem"
+    key = keygen(path)
+    toy.train(0.9)
+    with pytest.raises(UserError, match=r"gates/data/verdict.json: found no signature"):
+        toy.publish(public_key=key)
+    monkeypatch.setenv(KEY_VARIABLE, str(path))
+    data = toy.root / "results/toy/gates/data/verdict.json"
+    data.write_text(json.dumps(seal(json.loads(data.read_text()))))
+    toy.dvc("repro", "--force")
+    monkeypatch.delenv(KEY_VARIABLE)  # who promotes needs the public one alone
+    toy.publish(public_key=key)
+    assert toy.champion() == "v0.0.1"
+
+
+def test_a_waiver_lets_a_model_through_and_is_seen_wherever_it_went(toy, capsys):
+    waivers = toy.root / "results/toy/waivers/finetune.yaml"
+    until = today().isoformat()
+    add_waivers(waivers, [Waiver("floor", "Ada", "the floor is of last year's data", until)])
+    toy.train(0.4)
+    toy.publish()
+    assert toy.champion() == "v0.0.1"
+    said = f"'floor' waived by Ada until {until}: the floor is of last year's data"
+    for tag in ("vlm-toy@v0.0.1", "vlm-toy#champion#1"):
+        assert said in toy.git("tag", "--list", "--format=%(contents)", tag)
+    [waiver] = json.loads((toy.root / "results/toy/champion.json").read_text())["waivers"]
+    assert (waiver["rule"], waiver["by"], waiver["until"]) == ("floor", "Ada", until)
+    [row] = toy.registry().rows()
+    assert row["waivers"] == [waiver] and row["verdict"] == "passed"
+    models(PARAMS)
+    assert "'floor' waived by Ada" in capsys.readouterr().out
+    assert toy.git("show", "HEAD~1:results/toy/waivers/finetune.yaml").startswith("- rule: floor")
+
+
+def test_a_waiver_that_ended_or_was_taken_back_promotes_nothing_more(toy):
+    waivers, verdict = (toy.root / "results/toy" / name for name in
+                        ("waivers/finetune.yaml", "gates/finetune/verdict.json"))
+    add_waivers(waivers, [Waiver("floor", "Ada", "because", today().isoformat())])
+    toy.train(0.4)
+    text = verdict.read_text()
+    verdict.write_text(json.dumps(seal(json.loads(text.replace(today().isoformat(), "2020-01-01")))))
+    with pytest.raises(UserError, match="the waiver of 'floor' by Ada expired on 2020-01-01"):
+        toy.publish()
+    verdict.write_text(text)
+    waivers.unlink()
+    with pytest.raises(UserError, match=r"rests on waivers that results/toy/waivers/finetune.yaml doesn't hold"):
+        toy.publish()
+    assert toy.registry().champion() is None
 
 
 def test_another_model_than_the_evaluated_one_is_not_promoted(toy):
@@ -277,6 +363,10 @@ def test_out_md5_and_consumers_read_the_lock():
     assert consumers({"stages": stages}, "x") == [("b", "2")]
 
 
-def test_a_name_that_no_tag_can_carry_is_refused(toy):
-    with pytest.raises(UserError, match="publish: found name 'My Model'"):
-        toy.publish(name="My Model")
+@pytest.mark.parametrize("publish, said", [
+    ({"name": "My Model"}, "publish: found name 'My Model'"), ({"public_key": "abc"}, "expected 64 hex digits"),
+    ({"ask_hours": 0.0}, "found ask_hours 0.0"),
+])
+def test_odd_settings_are_refused(publish, said):
+    with pytest.raises(UserError, match=said):
+        parse(PublishConfig, publish, "params.yaml: publish")

@@ -23,8 +23,10 @@ import yaml
 
 from vlmpipe.config import nearest, parse
 from vlmpipe.errors import UserError, disk_full
+from vlmpipe.evaluate import waivers
 from vlmpipe.process import run_lock
-from vlmpipe.shards import sha256_file, write_json
+from vlmpipe.promotion import VERDICT, Promotion
+from vlmpipe.shards import write_json
 
 CHAMPION = "champion"
 IDENTITY = {"NAME": "vlmpipe", "EMAIL": "vlmpipe@localhost"}
@@ -34,16 +36,29 @@ MODEL_STAGE = "finetune"
 
 @dataclass(frozen=True)
 class PublishConfig:
-    """`name`: versions are called `<name>-<profile>`; `remote`: a DVC remote, null for the default one;
-    `push`: whether data goes there after each run."""
+    """What follows a run.
+
+    name: versions are called `<name>-<profile>`. remote: a DVC remote, null for the default one; push: whether data
+    goes there after each run. public_key: whose signature (ed25519, hex, as `keygen` prints it) verdicts must carry;
+    null promotes on unsigned ones. ask: whether a run pauses at a gate that is INCONCLUSIVE until a person has answered
+    in Prefect's UI, for at most ask_hours.
+    """
 
     name: str = "vlm"
     remote: str | None = None
     push: bool = True
+    public_key: str | None = None
+    ask: bool = False
+    ask_hours: float = 24.0
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
             raise UserError(f"found name '{self.name}'; expected lower-case letters, digits and dashes; rename it")
+        if self.public_key is not None and not re.fullmatch(r"[0-9a-f]{64}", self.public_key):
+            raise UserError(f"found public_key '{self.public_key}'; expected 64 hex digits; `python -m vlmpipe keygen "
+                            f"FILE` prints them")
+        if not self.ask_hours > 0:
+            raise UserError(f"found ask_hours {self.ask_hours}; expected more than 0; set ask=false to ask nobody")
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,7 @@ class Version:
     model: str | None
     data: str | None
     verdict: Mapping[str, Any] | None
+    waivers: tuple[Mapping[str, Any], ...] = ()  # of all its gates
 
 
 # --- what callers use --------------------------------------------------------------------------------------
@@ -94,7 +110,8 @@ def models(params: Mapping[str, Any], root: Path | None = None) -> None:
         mark = "champion" if row["champion"] else ""
         judged = {key: row["metrics"].get(key) for key in row["judged"]}
         metrics = "\n".join(f"{key} {value:.4g}" for key, value in judged.items() if value is not None)
-        table.add_row(row["version"], mark, row["verdict"], metrics, (row["data"] or "?")[:8], row["rev"][:8])
+        verdict = "\n".join([row["verdict"], *map(waivers.line, row["waivers"])])
+        table.add_row(row["version"], mark, verdict, metrics, (row["data"] or "?")[:8], row["rev"][:8])
     for column in table.columns:
         column.no_wrap = True
     Console().print(table if table.row_count else f"no version of {registry.name} yet; `vlmpipe run` makes one")
@@ -204,35 +221,11 @@ class Registry:
         if known and self._was_champion(known):
             said = f"registry: the model is {known.name} as before; the champion is {champion.name}"
             return [said, *self._write_champion(champion)]
-        self.check_verdict(lock, model, champion)
-        version = known or self._register(model)
+        reigning, key = champion.name if champion else None, self.config.public_key
+        wanted = Promotion(self.root, self.results, lock, self.model_path, model, MODEL_STAGE, reigning, key)
+        wanted.refuse_unless_covered()
+        version = known or self._register()
         return [self._crown(version), *self._write_champion(version)]
-
-    def check_verdict(self, lock: Mapping, model: str, champion: Version | None) -> None:
-        """Refuse what the gate has not judged.
-
-        Raises:
-            UserError: the verdict is missing, failed, or about other metrics, another model or another champion.
-        """
-        again = f"rerun the gate (`dvc repro --single-item --force gate_{MODEL_STAGE}`), then `vlmpipe run`"
-        verdict = read_verdict(self._text(None, self.verdict_path))
-        if verdict is None:
-            raise UserError(f"no promotion: found no verdict {self.verdict_path}; expected the gate's; {again}")
-        if not verdict["passed"]:
-            raise UserError(f"no promotion: {self.verdict_path} says failed; expected passed; read its rules")
-        if not verdict["metric_files"]:
-            raise UserError(f"no promotion: {self.verdict_path} names no metric file; expected at least one; {again}")
-        for file in verdict["metric_files"]:
-            path = self.root / file["path"]
-            if not path.exists() or sha256_file(path) != file["sha256"]:
-                raise UserError(f"no promotion: {file['path']} is not what the verdict was made from; {again}")
-        for stage, md5 in consumers(lock, self.model_path):
-            if md5 != model:
-                raise UserError(f"no promotion: stage {stage} last saw another model than dvc.lock holds; `dvc repro`")
-        reigning = champion.name if champion else None
-        if verdict["champion"] != reigning:
-            raise UserError(f"no promotion: the verdict compares with champion {verdict['champion'] or 'none'}; "
-                            f"expected {reigning or 'none'}, the champion now; {again}")
 
     def roll_back(self, version: str) -> str:
         found = next((known for known in self.versions if known.name == version), None)
@@ -253,7 +246,8 @@ class Registry:
                 "version": version.name, "rev": version.rev, "champion": version == champion, "data": version.data,
                 "model": version.model, "metrics": dict((version.verdict or {}).get("metrics", {})),
                 "judged": list(dict.fromkeys(check["metric"] for check in (version.verdict or {}).get("rules", []))),
-                "verdict": "none" if version.verdict is None else "passed" if version.verdict["passed"] else "failed",
+                "verdict": _in_words(version.verdict),
+                "waivers": list(version.waivers),
             }
             for version in reversed(self.versions)
         ]
@@ -305,25 +299,34 @@ class Registry:
 
     # --- tags and files ---
 
-    def _register(self, model: str) -> Version:
+    def _register(self) -> Version:
         import gto.api
 
         rev = self._git("rev-parse", "HEAD")
+        message = self._message(self._version("", rev))
         with self._identity():
-            name = gto.api.register(str(self.root), self.name, rev, message=f"{self.name}: model {model}").version
+            name = gto.api.register(str(self.root), self.name, rev, message=message).version
         del self.versions
         return next(version for version in self.versions if version.name == name)
+
+    def _message(self, version: Version) -> str:
+        """What a tag says: the model, the verdict and every waiver under it."""
+        digest = (version.verdict or {}).get("digest")
+        return "\n".join([f"{self.name}: model {version.model}, verdict {digest}", *map(waivers.line, version.waivers)])
 
     def _crown(self, version: Version) -> str:
         import gto.api
 
         with self._identity():
-            gto.api.assign(str(self.root), self.name, CHAMPION, version=version.name, force=True)
+            message = self._message(version)
+            gto.api.assign(str(self.root), self.name, CHAMPION, version=version.name, message=message, force=True)
         return f"registry: {self.name} {version.name} is the champion"
 
     def _write_champion(self, version: Version) -> list[str]:
         metrics = (version.verdict or {}).get("metrics", {})
         champion = {"version": version.name, "rev": version.rev, "metrics": metrics}
+        if version.waivers:
+            champion["waivers"] = list(version.waivers)
         # What the next audit compares its data with.
         data = read_verdict(self._text(version.rev, f"{self.results}/gates/data/verdict.json"))
         if data and data["passed"]:
@@ -335,9 +338,11 @@ class Registry:
     def _version(self, name: str, rev: str) -> Version:
         lock = yaml.safe_load(self._text(rev, "dvc.lock") or "") or {}
         root = self._params_at(rev).get("root")
-        verdict = read_verdict(self._text(rev, self.verdict_path))
+        gates = self._git("ls-tree", "-r", "--name-only", rev, "--", f"{self.results}/gates").splitlines()
+        verdicts = {path: read_verdict(self._text(rev, path)) for path in gates if path.endswith(f"/{VERDICT}")}
+        waived = tuple(waiver for verdict in verdicts.values() for waiver in waivers.used(verdict))
         model, data = out_md5(lock, f"{root}/models/{MODEL_STAGE}"), out_md5(lock, f"{root}/packed")
-        return Version(name, rev, model, data, verdict)
+        return Version(name, rev, model, data, verdicts.get(self.verdict_path), waived)
 
     def _params_at(self, rev: str) -> Mapping[str, Any]:
         return yaml.safe_load(self._text(rev, "params.yaml") or "") or {}
@@ -404,6 +409,13 @@ def _reasons(error: BaseException | None) -> str:
     return ": ".join(dict.fromkeys(said))
 
 
+def _in_words(verdict: Mapping[str, Any] | None) -> str:
+    if verdict is None:
+        return "none"
+    undecided = " (inconclusive)" if verdict.get("verdict") == "INCONCLUSIVE" else ""
+    return ("passed" if verdict["passed"] else "failed") + undecided
+
+
 def read_verdict(text: str | None) -> dict[str, Any] | None:
     return None if text is None else json.loads(text)
 
@@ -411,15 +423,6 @@ def read_verdict(text: str | None) -> dict[str, Any] | None:
 def out_md5(lock: Mapping[str, Any], path: str) -> str | None:
     """The hash that dvc.lock holds for an out."""
     return next((out.get("md5") for out in _entries(lock, "outs") if out["path"] == path), None)
-
-
-def consumers(lock: Mapping[str, Any], path: str) -> list[tuple[str, str | None]]:
-    """(stage, hash that it saw) of every stage that depends on `path`."""
-    stages = lock.get("stages", {})
-    return [
-        (name, dep.get("md5"))
-        for name, stage in stages.items() for dep in stage.get("deps", []) if dep["path"] == path
-    ]
 
 
 def _entries(lock: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]:

@@ -25,7 +25,7 @@ VERDICT = {
 }
 LOCK = {"stages": {
     "world": {"cmd": "world", "outs": [{"path": "d/world", "md5": "w"}]},
-    "audit": {"cmd": "audit", "deps": [{"path": "d/world/urls", "md5": "l"}], "outs": [{"path": "d/audit", "md5": "a"}]},
+    "audit": {"cmd": "audit", "deps": [{"path": "d/world/a", "md5": "l"}], "outs": [{"path": "d/audit", "md5": "a"}]},
     "train": {
         "cmd": "train", "params": {"params.yaml": {"train": {"lr": 0.1}}}, "outs": [{"path": "d/model", "md5": "m"}],
         "deps": [{"path": "d/world", "md5": "w", "size": 3}, {"path": "vlmpipe/train/loop.py", "md5": "c"}],

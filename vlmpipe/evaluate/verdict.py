@@ -129,7 +129,7 @@ def sha256_of(value: Any) -> str:
 
 # --- what led to it ----------------------------------------------------------------------------------------
 
-def evidence(metric_files: Sequence[Mapping[str, str]], evaluation: Mapping | None, champion: str | None) -> str:
+def evidence_digest(metric_files: Sequence[Mapping[str, str]], evaluation: Mapping | None, champion: str | None) -> str:
     """Digest of what a gate judges: metric files (`sha256` of each), what was scored, and against which champion."""
     return sha256_of([sorted(file["sha256"] for file in metric_files), evaluation, champion])
 
@@ -140,12 +140,13 @@ def hashes(
     """Hashes of data, code, config, environment and the versions of metrics behind these metric files.
 
     `stages` says for each stage that led to them with which data, code and params it ran, `data`, `code` and
-    `config` are over all of them. Without a lock these are None: such a verdict stands, but promotes nothing.
+    `config` are over all of them. Where the lock knows none, these are None: such a verdict promotes nothing.
     """
-    stages = lineage(read_lock(lock), metric_paths) if lock is not None and Path(lock).exists() else None
-    totals = {kind: stages and sha256_of({name: found[kind] for name, found in stages.items()}) for kind in KINDS}
+    stages = lineage(read_lock(lock), metric_paths) if lock is not None and Path(lock).exists() else {}
+    totals = {kind: sha256_of({name: found[kind] for name, found in stages.items()}) if stages else None
+              for kind in KINDS}
     versions = (evaluation or {}).get("metric_versions")
-    return {**totals, "stages": stages, "environment": environment(), "metric_versions": versions}
+    return {**totals, "stages": stages or None, "environment": environment(), "metric_versions": versions}
 
 
 def lineage(lock: Mapping[str, Any], paths: Iterable[Path | str]) -> dict[str, dict[str, str]]:

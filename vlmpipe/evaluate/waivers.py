@@ -139,6 +139,11 @@ def line(waiver: Mapping[str, Any]) -> str:
     return f"'{waiver['rule']}' waived by {waiver['by']} until {waiver['until']}: {waiver['reason']}"
 
 
+def unmet(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The checks that keep a verdict from passing: neither passed nor waived."""
+    return [check for check in verdict["rules"] if not (check["passed"] or check.get("waived"))]
+
+
 def used(verdict: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """The waivers that a verdict rests on, one a rule."""
     covering = [check["waived"] for check in (verdict or {}).get("rules", []) if check.get("waived")]
