@@ -2,13 +2,14 @@
 
 import copy
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from vlmpipe.compose import compose
 from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
+from vlmpipe.publish import Registry, Version
 from vlmpipe.shards import write_json
 from vlmpipe.stages import STAGES, Stage, resolve, run_stage, section, validate
 
@@ -100,6 +101,21 @@ def test_a_stage_runs_on_paths_config_name_and_cluster(stage, tmp_path):
     assert calls == [{
         "out": tmp_path / "out", "config": Settings(2), "name": "small", "cluster": Cluster(backend="inline"),
     }]
+
+
+def test_a_stage_that_rescores_gets_the_champion_that_the_file_names(stage, tmp_path, monkeypatch):
+    monkeypatch.setitem(STAGES, "fake", replace(STAGES["fake"], paths=("champion",), verdicts=(), rescores=True))
+    monkeypatch.setattr(Registry, "__init__", lambda self, root, params: setattr(self, "name", "vlm-toy"))
+    monkeypatch.setattr(Registry, "versions", [Version("v0.0.1", "a", None, None, None)])
+    monkeypatch.setattr(Registry, "materialise", lambda self, version: tmp_path / version.name)
+    path = tmp_path / "champion.json"
+    run_stage("fake", "small", {"champion": path}, stage, "params.yaml")
+    write_json(path, {"version": "v0.0.1"})
+    run_stage("fake", "small", {"champion": path}, stage, "params.yaml")
+    assert [call["champion"] for call in calls] == [None, ("v0.0.1", tmp_path / "v0.0.1")]
+    write_json(path, {"version": "v0.0.2"})
+    with pytest.raises(UserError, match=r"found version 'v0.0.2'; did you mean 'v0.0.1'\?; expected one of vlm-toy"):
+        run_stage("fake", "small", {"champion": path}, stage, "params.yaml")
 
 
 @pytest.mark.parametrize("verdict", [{"passed": False}, {"passed": "yes"}, {}])

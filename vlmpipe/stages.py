@@ -20,7 +20,8 @@ class Stage:
 
     `run` is `module:function`. `configs` maps a keyword of the function to (section, `module:class`); a section
     may hold `{name}`. `paths` become `--flags`, those in `several` take more than one. `verdicts` are paths that the
-    function doesn't take: the stage runs only behind a gate that passed.
+    function doesn't take: the stage runs only behind a gate that passed. `rescores`: the function takes `champion` not
+    as the path of champion.json but as what that names: its version and model directory.
     """
 
     run: str
@@ -31,6 +32,7 @@ class Stage:
     several: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     verdicts: tuple[str, ...] = ()
+    rescores: bool = False
 
     @property
     def module(self) -> str:
@@ -80,12 +82,12 @@ STAGES = {
         cluster=True,
     ),
     "evaluate": Stage(
-        "vlmpipe.evaluate.tasks:evaluate", ("model", "packed", "questions", "out", "metrics"),
+        "vlmpipe.evaluate.tasks:evaluate", ("model", "packed", "questions", "champion", "out", "metrics", "state"),
         {
             "config": ("evaluate.{name}", "vlmpipe.evaluate.tasks:EvaluateConfig"),
             "task": ("task", "vlmpipe.data.task:TaskConfig"),
         },
-        named=True, cluster=True,
+        named=True, cluster=True, optional=("champion", "state"), rescores=True,
     ),
     "finetune": Stage(
         "vlmpipe.train.stages:finetune", ("init", "questions", "packed", "verdict", "out", "state"),
@@ -194,7 +196,24 @@ def run_stage(
         keywords["name"] = name
     for flag in stage.verdicts:
         _require_pass(Path(paths[flag]))
+    if stage.rescores:
+        keywords["champion"] = _champion(paths.get("champion"), params)
     resolve(stage.run)(**keywords)
+
+
+def _champion(path: Path | None, params: Mapping[str, Any]) -> tuple[str, Path] | None:
+    """Version and model directory of the champion that champion.json names; None where there is none yet."""
+    if path is None or not Path(path).exists():
+        return None
+    from vlmpipe.publish import Registry
+
+    registry, said = Registry(Path.cwd(), params), read_json(path).get("version")
+    version = next((known for known in registry.versions if known.name == said), None)
+    if version is None:
+        names = [known.name for known in registry.versions]
+        raise UserError(f"{path}: found version '{said}'{nearest(said, names)}; expected one of {registry.name}: "
+                        f"{', '.join(names) or 'none yet'}; fetch the tags (`git fetch --tags`), or roll back")
+    return version.name, registry.materialise(version)
 
 
 def _require_pass(verdict: Path) -> None:

@@ -34,8 +34,8 @@ def place(tmp_path_factory):
 
 def run(place: Path, out: Path, champion: str | None = "llava", config=CONFIG, **more):
     paths = {"model": place / "llava", "packed": place / "packed", "questions": place / "questions"}
-    versions = {"champion": place / champion, "champion_version": "v1.0.0"} if champion else {}
-    evaluate("test", out=out, metrics=out / "metrics.json", config=config, cluster=INLINE, **paths, **versions, **more)
+    more["champion"] = ("v1.0.0", place / champion) if champion else None
+    evaluate("test", out=out, metrics=out / "metrics.json", config=config, cluster=INLINE, **paths, **more)
     return read_scores(out), json.loads((out / "metrics.json").read_text())
 
 

@@ -56,8 +56,8 @@ FILES = {CHALLENGER: "samples.parquet", CHAMPION: "champion.parquet"}
 
 def evaluate(
     name: str, model: Path, packed: Path, questions: Path, out: Path, metrics: Path, config: EvaluateConfig,
-    cluster: Cluster, task: TaskConfig | None = None, champion: Path | None = None,
-    champion_version: str | None = None, state: Path | None = None,
+    cluster: Cluster, task: TaskConfig | None = None, champion: tuple[str, Path] | None = None,
+    state: Path | None = None,
 ) -> None:
     """Run the configured tasks on a model directory, and on the champion's: the same samples, prompts and decoding.
 
@@ -70,6 +70,7 @@ def evaluate(
     Args:
         packed: a packed dataset; captioning reads its `test`. questions: the folder of the task's own files, of which
             the other tasks read `test`; `task` says in which format (by default VQAv2's).
+        champion: its version and its model directory.
         state: where what is done lies until all is; an evaluation that was ended goes on from there.
 
     Raises:
@@ -79,7 +80,8 @@ def evaluate(
     out, metrics, files = Path(out), Path(metrics), task or TaskConfig()
     folders = {key: Path(packed if TASKS[key].packed else questions).absolute() / "test" for key in config.tasks}
     asked = {key: choose_samples(TASKS[key].read(folders[key], files), config) for key in config.tasks}
-    models = [contender(role, path) for role, path in ((CHALLENGER, model), (CHAMPION, champion)) if path is not None]
+    version, reigning = champion or (None, None)
+    models = [contender(role, path) for role, path in ((CHALLENGER, model), (CHAMPION, reigning)) if path is not None]
     chunks = [
         chunk for one in models for key in config.tasks
         for chunk in split(key, folders[key], asked[key], config.chunk, files, one)
@@ -98,7 +100,7 @@ def evaluate(
     results = [result(one, asked, [pair for pair in zip(chunks, parts) if pair[0].model == one]) for one in models]
     write_results(out, asked, results)
     write_json(out / EVALUATION, {
-        "champion": champion_version, "samples_sha256": fingerprint([asked, results[0].pictures]),
+        "champion": version, "samples_sha256": fingerprint([asked, results[0].pictures]),
         "protocol_sha256": protocol, "metric_versions": {key: TASKS[key].version for key in config.tasks},
         "seed": config.seed, "models": {one.role: one.sha256 for one in models}, "unscored": results[-1].unscored,
     })
