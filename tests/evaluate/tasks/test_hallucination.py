@@ -9,6 +9,7 @@ from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import chair, pope
 from vlmpipe.evaluate.tasks import EvaluateConfig, Sample
 from vlmpipe.evaluate.tasks.hallucination import Things, predict_polls, read_polls, score_polls
+from vlmpipe.evaluate.tasks.resume import fingerprint
 
 VOCABULARY = {"dog": "dog", "puppy": "dog", "cat": "cat"}
 
@@ -18,7 +19,7 @@ def asked(name: str, label: str, strategy: str = "random") -> Sample:
 
 
 def captioned(name: str, *present: str) -> Sample:
-    return Sample(name, name, "other", "", present, truth=Things(frozenset(present), VOCABULARY))
+    return Sample(name, name, "other", "", present, truth=Things(present, VOCABULARY))
 
 
 def score(said: list[tuple[Sample, str | None]], wrong: str | None = "no"):
@@ -69,6 +70,7 @@ def test_the_world_is_asked_by_popes_files_and_by_boxes(world, reader):
     samples = read_polls(world / "objects" / "test", TaskConfig(reader))
     present = {sample.image: sample.truth.present for sample in samples if not sample.question}
     polls = [sample for sample in samples if sample.question]
+    assert fingerprint(samples) == fingerprint(read_polls(world / "objects" / "test", TaskConfig(reader)))
     assert {sample.slices["strategy"] for sample in polls} == {"random", "popular", "adversarial"}
     for sample in polls:
         named = sample.question.removeprefix("Is there a").removeprefix("n").strip().removesuffix(" in the image?")

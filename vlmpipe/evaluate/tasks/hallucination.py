@@ -29,8 +29,8 @@ SYNONYMS = "synonyms.txt"  # CHAIR's own: a line a thing, its name and then its 
 class Things:
     """The names of all that is in a picture, and the words for things; see `metrics.chair`."""
 
-    present: frozenset[str]
-    vocabulary: Mapping[str, str]
+    present: tuple[str, ...]
+    vocabulary: dict[str, str]
 
 
 def read_polls(split: Path, task: TaskConfig) -> list[Sample]:
@@ -61,13 +61,13 @@ def _label(record: QuestionRecord, split: Path) -> str:
 
 
 def _captioned(
-    detections: Sequence[DetectionRecord], wrong: Mapping[tuple, tuple], vocabulary: Mapping[str, str]
+    detections: Sequence[DetectionRecord], wrong: Mapping[tuple, tuple], vocabulary: dict[str, str]
 ) -> list[Sample]:
     samples = []
     for record in detections:
-        present = frozenset(record.labels)
+        present = tuple(sorted(set(record.labels)))
         samples.append(
-            Sample(f"caption-{file_id(record.id)}", record.image, wrong[record.image,][0], "", tuple(sorted(present)),
+            Sample(f"caption-{file_id(record.id)}", record.image, wrong[record.image,][0], "", present,
                    truth=Things(present, vocabulary))
         )
     return samples
