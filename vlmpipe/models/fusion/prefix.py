@@ -144,12 +144,21 @@ def put(x_BTD: Tensor, places_BT: Tensor, seen: Tensor) -> Tensor:
     """The row with image tokens `seen` [..., D], in order, where `places_BT` is true.
 
     Raises:
-        UserError: there are not as many places as image tokens.
+        UserError: there are not as many places as image tokens; a GPU, which would have to be waited for, ends the
+            process instead.
     """
     seen = seen.flatten(0, -2).to(x_BTD.dtype)
-    if not torch.compiler.is_compiling() and int(places_BT.sum()) != len(seen):
-        raise UserError(
-            f"found {int(places_BT.sum())} places for {len(seen)} image tokens; expected as many; "
-            f"the processor belongs to another model, or a row was cut inside a picture"
-        )
-    return x_BTD.masked_scatter(places_BT[..., None].expand_as(x_BTD), seen)
+    check_count(places_BT, len(seen))
+    index = places_BT.flatten().nonzero_static(size=len(seen))[:, 0]
+    return x_BTD.flatten(0, 1).index_copy(0, index, seen).view(x_BTD.shape)
+
+
+def check_count(places_BT: Tensor, tokens: int) -> None:
+    if torch.compiler.is_compiling():
+        return
+    advice = "expected as many; the processor belongs to another model, or a row was cut inside a picture"
+    found = places_BT.sum()
+    if places_BT.device.type != "cpu":
+        torch._assert_async(found == tokens, f"found another number of places than {tokens} image tokens; {advice}")
+    elif int(found) != tokens:
+        raise UserError(f"found {int(found)} places for {tokens} image tokens; {advice}")
