@@ -11,8 +11,9 @@ from vlmpipe.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 OUTPUTS = {"out"}
-# Neither in nor out for DVC: work in progress, and the champion that a gate compares with (see docs/architecture.md).
-UNTRACKED = {"state", "champion"}
+# Neither in nor out for DVC: work in progress, seconds and memory (other ones each time), the champion that a gate
+# compares with, its waivers, and DVC's own record of what led to it (see docs/architecture.md).
+UNTRACKED = {"state", "costs", "champion", "waivers", "lock"}
 
 
 @pytest.fixture(scope="module")

@@ -36,33 +36,28 @@ def run(tmp_path, rules, metrics, n=None, details=None, champion=None, name="fin
         ({"min": 0.85}, 0.8499, False),
         ({"max": 0.5}, 0.5, True),
         ({"max": 0.5}, 0.51, False),
-        ({"max_drop": 0.25}, 0.5, True),
-        ({"max_drop": 0.25}, 0.49, False),
-        ({"max_rise": 0.25}, 1.0, True),
-        ({"max_rise": 0.25}, 1.01, False),
         ({"min": 0.2, "max": 0.4}, 0.3, True),
         ({"min": 0.2, "max": 0.4}, 0.5, False),
     ],
 )
 def test_each_rule_on_either_side_of_its_limit(tmp_path, rule, value, passed):
     verdict, message = run(tmp_path, [rule | {"metric": "m"}], {"m": value}, champion={"m": 0.75})
-    assert verdict["passed"] is passed
+    assert verdict["passed"] is passed and verdict["verdict"] == ("PASS" if passed else "FAIL")
     assert (message is None) is passed
     assert any(not check["passed"] for check in verdict["rules"]) is not passed
 
 
 def test_a_failure_names_gate_metric_both_numbers_and_detail(tmp_path):
-    rules = [{"metric": "bias.impact_ratio", "min": 0.8}, {"metric": "vqa.accuracy", "max_drop": 0.02}]
+    rules = [{"metric": "bias.impact_ratio", "min": 0.8}, {"metric": "vqa.wrong", "max": 0.5}]
     verdict, message = run(
-        tmp_path, rules, {"bias.impact_ratio": 0.6125, "vqa.accuracy": 0.9}, n={"vqa.accuracy": 300},
-        details={"bias.impact_ratio": {"group": "dusk", "table": [1, 2]}}, champion={"vqa.accuracy": 0.95}, name="data",
+        tmp_path, rules, {"bias.impact_ratio": 0.6125, "vqa.wrong": 0.9}, n={"vqa.wrong": 300},
+        details={"bias.impact_ratio": {"group": "dusk", "table": [1, 2]}}, champion={"vqa.wrong": 0.95}, name="data",
     )
     assert message == (
         "data: bias.impact_ratio 0.6125 is below the floor 0.8 (group dusk); "
-        "vqa.accuracy 0.9 is below the floor against the champion 0.93 (champion 0.95, margin 0.02, n 300)"
+        "vqa.wrong 0.9 is above the ceiling 0.5 (n 300)"
     )
-    assert verdict["champion"] == "v3"
-    assert verdict["rules"][1]["limit"] == pytest.approx(0.93)
+    assert verdict["champion"] == "v3" and verdict["rules"][1]["limit"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -84,18 +79,13 @@ def test_missing_nan_and_few_samples_fail(tmp_path, metrics, n, message):
 
 
 def test_no_champion_passes_and_says_so(tmp_path):
-    verdict, message = run(tmp_path, [{"metric": "m", "max_drop": 0.0}], {"m": 0.1})
+    rules = [{"metric": "m", "margin": 0.1}, {"metric": "m", "gain": 0}, {"metric": "cost.seconds_ratio", "max": 1.5}]
+    verdict, message = run(tmp_path, rules, {"m": 0.1})
     assert message is None
-    assert verdict["champion"] is None
-    assert verdict["rules"][0]["note"] == "no champion yet"
-    verdict, message = run(tmp_path, [{"metric": "m", "max_drop": 0.0}], {"m": math.nan})
+    assert verdict["champion"] is None and verdict["verdict"] == "PASS"
+    assert {check["note"] for check in verdict["rules"]} == {"no champion yet"}
+    verdict, message = run(tmp_path, rules, {"m": math.nan})
     assert "not a number" in message
-
-
-def test_a_champion_without_the_metric_fails(tmp_path):
-    verdict, message = run(tmp_path, [{"metric": "m", "max_drop": 0.5}], {"m": 0.9}, champion={"other": 1.0})
-    assert "m is not among the champion's metrics" in message
-    assert verdict["rules"][0]["limit"] is None
 
 
 def test_the_verdict_is_the_same_bytes_and_changes_with_rules_and_evidence(tmp_path):
@@ -140,7 +130,9 @@ def test_empty_evidence_is_refused(tmp_path, content):
         ({"a": None}, "found none"),
         ({"a": {"metric": "m"}}, "found no limit"),
         ({"a": {"metric": "m", "min": 2, "max": 1}}, "min 2.0 over max 1.0"),
-        ({"a": {"metric": "m", "max_drop": -0.1}}, "margins at least 0"),
+        ({"a": {"metric": "m", "margin": 0}}, "a margin over 0"),
+        ({"a": {"metric": "m", "gain": -0.1}}, "a gain of at least 0"),
+        ({"a": {"metric": "m", "margin": 0.1, "rare": "skip"}}, "rare: skip without slices"),
         ({"a": {"metric": "m", "min": float("nan")}}, "expected a number"),
         ({"a": {"metric": "m", "minimum": 1}}, "did you mean 'min'"),
     ],
@@ -157,7 +149,7 @@ def test_shipped_gates_parse_and_guard_promotion(choice):
     assert set(parsed) == {"data", "pretrain", "finetune"}
     rules = [rule for rule in parsed["finetune"].rules.values() if rule]
     # Against the champion, and against the same model with wrong pictures, in what the model is asked.
-    assert any(rule.max_drop is not None for rule in rules)
+    assert any(rule.margin is not None for rule in rules)
     wrong = [rule for rule in rules if rule.metric.endswith("_wrong_image") and rule.max is not None]
     gains = [rule for rule in rules if rule.metric.endswith("image_gain") and (rule.min or 0) > 1]
     assert wrong or gains
