@@ -19,7 +19,7 @@ from vlmpipe.evaluate.store import Counts
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, means, mismatch
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.draw import picture_loss
-from vlmpipe.models.generate import caption, embed_texts, to_device
+from vlmpipe.models.generate import caption, embed_texts, picture_inputs, to_device
 from vlmpipe.models.generate.rows import QUESTIONED
 from vlmpipe.models.processor import stack
 from vlmpipe.shards import check_file
@@ -109,7 +109,7 @@ def match(
             "for the task 'captioning'; choose other tasks in evaluate"
         )
     words = to_device(stack([[processor.encode(text)] for text in captions]), model)
-    outputs = model(images=processor.images(images).to(model.device), **words, heads=("matching",))
+    outputs = model(**picture_inputs(model, processor, images), **words, heads=("matching",))
     logits_B2 = outputs.matching.float()
     return (logits_B2[:, 1] - logits_B2[:, 0]).tolist()
 
@@ -123,7 +123,7 @@ def caption_loss(
     scored_BT = (batch["labels"] != -100).to(model.device)
     labels_M = batch["labels"].to(model.device)[scored_BT]
     words = to_device(batch, model, QUESTIONED)
-    outputs = model(images=processor.images(images).to(model.device), **words, select=scored_BT)
+    outputs = model(**picture_inputs(model, processor, images), **words, select=scored_BT)
     loss_M = F.cross_entropy(outputs.logits.float(), labels_M, reduction="none")
     loss_BT = torch.zeros(scored_BT.shape, dtype=torch.float64, device=model.device)
     loss_BT[scored_BT] = loss_M.double()

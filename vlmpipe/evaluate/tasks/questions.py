@@ -70,12 +70,16 @@ def predict_answers(
     model: VisionLanguageModel, processor: Processor, batch: Sequence[Sample], right: Sequence[Image.Image],
     wrong: Sequence[Image.Image], config: EvaluateConfig,
 ) -> list[dict]:
-    """The model's answer to each question, with either picture."""
+    """The model's answer to each question, with either picture; in one batch, so that each picture is read once."""
     most = max(len(sample.image) if isinstance(sample.image, tuple) else 1 for sample in batch)
     processor = with_room(model, processor, most)
-    asked = [sample.question for sample in batch]
-    said = (answer(model, processor, images, asked, config.answer_tokens) for images in (right, wrong))
-    return [{"right": one, "wrong": other} for one, other in zip(*said, strict=True)]
+    seen = [images for pair in zip(right, wrong, strict=True) for images in pair]
+    asked = [sample.question for sample in batch for _ in range(2)]
+    said: list[str] = []
+    for at in range(0, len(asked), len(batch)):
+        rows = slice(at, at + len(batch))
+        said += answer(model, processor, seen[rows], asked[rows], config.answer_tokens)
+    return [{"right": one, "wrong": other} for one, other in zip(said[::2], said[1::2], strict=True)]
 
 
 def score_answers(samples: list[Sample], rows: list[dict]) -> Scores:

@@ -13,7 +13,7 @@ from vlmpipe.evaluate.store import Counts
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, means, records_of
 from vlmpipe.evaluate.tasks.questions import shown, wrong_pictures
 from vlmpipe.models import Processor, VisionLanguageModel
-from vlmpipe.models.generate import answer, to_device
+from vlmpipe.models.generate import answer, picture_inputs, to_device
 from vlmpipe.models.processor import stack
 from vlmpipe.train.tasks import WORDS, with_room
 
@@ -53,8 +53,8 @@ def judge(model: VisionLanguageModel, processor: Processor, images: Sequence, se
     words = to_device(stack([[processor.encode(sentence)] for _, sentence in own]), model)
     numbers = torch.tensor([place for place, _ in own], device=model.device)
     with torch.no_grad():
-        inputs = {"images": processor.images(pictures).to(model.device), "frames": numbers, **words}
-        labels = model(**inputs, heads=("statement",)).statement.argmax(dim=1).tolist()
+        inputs = {**picture_inputs(model, processor, pictures), **words}
+        labels = model(**inputs, frames=numbers, heads=("statement",)).statement.argmax(dim=1).tolist()
     return [WORDS[bool(label)] for label in labels]
 
 
