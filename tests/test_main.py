@@ -26,9 +26,9 @@ def helped(capsys, *words: str) -> str:
 def test_help_lists_the_verbs_and_keeps_the_stages_below(capsys):
     listed, _, stages = helped(capsys).partition("Stages (")
     for verb, (_, _, text) in COMMANDS.items():
-        assert re.search(rf"^ +{verb} +{re.escape(text[:20])}", listed, re.M), verb
+        assert re.search(rf"^ +{verb}\s+{re.escape(text[:20])}", listed, re.M), verb
     for stage in STAGES:
-        assert stage in stages and not re.search(rf"^ +{stage} ", listed, re.M), stage
+        assert stage in stages and not re.search(rf"^ +{stage}(  |$)", listed, re.M), stage
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -78,6 +78,15 @@ def test_a_stage_gets_its_paths_and_addresses_as_they_were_typed(params, handed)
 def test_a_gate_gets_all_its_metrics_and_no_champion_where_there_is_none(params, handed):
     assert main(["gate", "data", "--metrics", "a.json", "b.json", "--out", "verdict.json"]) == 0
     assert handed[0][2] == {"metrics": [Path("a.json"), Path("b.json")], "champion": None, "out": Path("verdict.json")}
+
+
+def test_explaining_a_gate_is_a_verb_beside_the_stage_of_its_name(params, handed, monkeypatch):
+    calls = []
+    monkeypatch.setitem(COMMANDS, "gate explain", (calls.append, *COMMANDS["gate explain"][1:]))
+    assert main(["gate", "explain", "finetune", "--samples", "3", "--html", "page.html"]) == 0
+    assert (calls[0].name, calls[0].samples, calls[0].html) == ("finetune", 3, Path("page.html")) and not handed
+    assert main(["gate", "finetune", "--metrics", "a.json", "--out", "verdict.json"]) == 0
+    assert handed[0][:2] == ("gate", "finetune") and len(calls) == 1
 
 
 def ends(monkeypatch, capsys, error: BaseException | None, result: int | None = None) -> tuple[int, str]:

@@ -30,7 +30,7 @@ USER, GATE, BUG = 2, 1, 3
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 done, 1 a gate said no, 2 unusable input, 3 a fault of ours (with traceback)."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         return options.call(options) or 0
     except GateFailed as failure:
@@ -48,6 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
             f"error: the disk is full (writing {where or os.getcwd()}: {_first_line(error)}); expected free space; "
             f"free some and rerun: what is finished is kept", USER,
         )
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`gate explain` is a verb of two words; the stage `gate` takes any other name."""
+    both = " ".join(arguments[:2])
+    return [both, *arguments[2:]] if both in COMMANDS else arguments
 
 
 def _first_line(error: Exception) -> str:
@@ -159,6 +165,32 @@ def _explain(options: argparse.Namespace) -> None:
 
     found = explain(options.uid, _root(options))
     print(as_json(found)) if options.json else show(found)
+
+
+def _gate_explain(options: argparse.Namespace) -> None:
+    from vlmpipe.config import parse
+    from vlmpipe.data.task import TaskConfig
+    from vlmpipe.report.gates import read_verdict, write_page
+    from vlmpipe.report.gates_terminal import show
+    from vlmpipe.report.pictures import Tested
+
+    params = compose.read_params()
+    root, gates = Path(params["root"]), list(section(params, "gates", compose.PARAMS))
+    verdict = read_verdict(Path(params["results"]) / "gates", gates, options.name)
+    evaluation = root / "evaluation" / verdict["gate"]
+    show(verdict, evaluation, options.samples)
+    if options.html:
+        task = parse(TaskConfig, section(params, "task", compose.PARAMS), f"{compose.PARAMS}: task")
+        write_page(verdict, evaluation, Tested(root / "packed", task), options.samples, options.html)
+        print(f"the same with pictures: {options.html}")
+
+
+def _gate_keygen(options: argparse.Namespace) -> None:
+    from vlmpipe.evaluate.verdict import KEY_VARIABLE, keygen
+
+    public = keygen(options.file)
+    print(f"private key: {options.file}  (export {KEY_VARIABLE}={options.file.absolute()} where gates run)\n"
+          f"publish.public_key={public}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -304,6 +336,16 @@ def _explain_options(command: argparse.ArgumentParser) -> None:
     _root_option(command)
 
 
+def _gate_explain_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", nargs="?", help="a gate of params.yaml (default: the last one with a verdict)")
+    command.add_argument("--samples", type=int, default=5, help="of each metric and slice (default: 5)")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a page with their pictures, too")
+
+
+def _gate_keygen_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", type=Path, help="where the private key goes; keep it out of git")
+
+
 def _compare_options(command: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
         command.add_argument(name, help="a selection's directory, or a git revision of this workspace")
@@ -351,6 +393,10 @@ COMMANDS = {
     "ledger": (_ledger, _ledger_options, "what became of a pool's URLs, by outcome and by host"),
     "refresh": (_refresh, _refresh_options, "retry a pool's retriable URLs that are due, and never the refused ones"),
     "explain": (_explain, _explain_options, "every number, rule and neighbour that decided one sample"),
+    "gate explain": (
+        _gate_explain, _gate_explain_options, "a verdict's rules and intervals, and the samples that got worse"
+    ),
+    "gate keygen": (_gate_keygen, _gate_keygen_options, "make a key pair that verdicts are signed and checked with"),
     "compare": (_compare, _compare_options, "what two selections keep differently, with pictures"),
     "embed": (_embed, _embed_options, "embed pictures for clusters near a reference set or for decontamination"),
     "datacomp": (_datacomp, _datacomp_options, "make a pool of DataComp's metadata, to select from without pictures"),

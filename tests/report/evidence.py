@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from tests.curate.made_pools import jpeg, picture, row, write_pool
-from vlmpipe.shards import write_json, write_manifest, write_shard, write_table
+from tests.evaluate.scored import asked, check, means, verdict, write_evaluation
+from vlmpipe.evaluate.store import CHALLENGER, CHAMPION
+from vlmpipe.shards import write_bytes_atomic, write_json, write_manifest, write_shard, write_table
 
 HOSTILE = '<script>alert("caption")</script><img src=http://evil.test/x.png onerror=alert(1)>'
 GROUP = "<script>group</script>"
@@ -117,22 +119,44 @@ def write_models(root: Path, results: Path) -> None:
     for name, accuracy in (("pretrain", 0.25), ("finetune", 0.875)):
         metrics = {"vqa.accuracy": accuracy} | ({"vqa.accuracy_wrong_image": 0.375} if name == "finetune" else {})
         write_json(results / "metrics" / f"{name}.json", {"metrics": metrics, "n": dict.fromkeys(metrics, 80)})
-    samples = [
-        {"task": "vqa", "sample_id": "1", "question": HOSTILE, "prediction": "red", "answers": ["red"], "score": 1.0,
-         "wrong_prediction": ""},
-        {"task": "vqa", "sample_id": "2", "question": "Where?", "prediction": HOSTILE, "answers": ["left"],
-         "score": 0.0, "wrong_prediction": HOSTILE},
-    ]
+    write_scores(root, root.parent / "questions")
     place = root / "evaluation" / "finetune"
-    write_table(place / "samples.parquet", pa.Table.from_pylist(samples))
     (place / "attention").mkdir()
-    for seed, sample in enumerate(samples):
+    for seed, key in enumerate(("1", "2")):
         arrays = {"picture": np.asarray(picture(seed)), "map": np.eye(4, dtype=np.float32)}
-        np.savez(place / "attention" / f"vqa-{sample['sample_id']}.npz", **arrays)
+        np.savez(place / "attention" / f"vqa-{key}.npz", **arrays)
+
+
+def write_scores(root: Path, questions: Path) -> None:
+    """The last evaluation, with a champion beside it, and the pictures that were asked about."""
+    samples = [asked("1", HOSTILE, kind="color"), asked("2", "Where?", ["left"] * 7 + ["there"] * 3, kind=HOSTILE),
+               asked("3", "How many?", ["two"], ("1.png", "3.png"), kind="count")]
+    for seed in (1, 2):
+        write_bytes_atomic(questions / "test" / "images" / f"{seed}.png", jpeg(picture(seed)))
+    ours, theirs = (1.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    said = {
+        CHALLENGER: [{"prediction": "red", "score": 1.0, "wrong_prediction": ""},
+                     {"prediction": HOSTILE, "score": 0.0, "wrong_prediction": HOSTILE},
+                     {"prediction": "six", "score": 0.0, "wrong_prediction": "six"}],
+        CHAMPION: ["red", HOSTILE, "two"],
+    }
+    said = {model: dict(zip("123", answers)) for model, answers in said.items()}
+    counts = {model: {"accuracy": means(dict(zip("123", values)))} for model, values in
+              ((CHALLENGER, ours), (CHAMPION, theirs))}
+    write_evaluation(root / "evaluation" / "finetune", "vqa", samples, said, counts)
 
 
 def write_gate(results: Path, name: str, passed: bool) -> None:
-    check = {"name": "accuracy", "metric": "vqa.accuracy", "rule": "min", "value": 0.4321, "limit": 0.85, "n": 80,
-             "champion": None, "passed": passed, "note": None, "detail": HOSTILE}
-    verdict = {"gate": name, "passed": passed, "rules": [check], "champion": None}
-    write_json(results / "gates" / name / "verdict.json", verdict)
+    """Rules that passed; or one that failed, one that is waived and one that passed."""
+    floor = check("accuracy", "vqa.accuracy", "PASS" if passed else "FAIL", value=0.4321, detail=HOSTILE)
+    waiver = {"rule": "kinds", "by": "Ada", "reason": HOSTILE, "until": "2026-12-01"}
+    compared = {"rule": "margin", "margin": 0.05, "champion": 1.0, "value": 0.75, "interval": [-0.5, 0.0],
+                "difference": -0.25, "p": 0.9, "p_adjusted": 1.0, "power": 0.25, "samples_needed": 1234, "limit": 0.95}
+    others = [
+        check("kinds", "vqa.accuracy", "INCONCLUSIVE", slice={"name": "kind", "value": HOSTILE}, waived=waiver,
+              note="too few", **compared),
+        check("guard", "vqa.accuracy", "PASS", **compared | {
+            "interval": [-0.04, 0.0], "difference": -0.02, "samples_needed": None}),
+    ]
+    found = verdict([floor, *(() if passed else others)], "PASS" if passed else "FAIL", gate=name)
+    write_json(results / "gates" / name / "verdict.json", found)

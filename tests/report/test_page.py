@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from tests.report import evidence
 from tests.report.evidence import HOSTILE
+from vlmpipe.data.task import TaskConfig
 from vlmpipe.report.page import SECTIONS, ReportConfig, report
+from vlmpipe.shards import write_table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -32,7 +36,8 @@ def page(place) -> str:
 
 
 def built(place: Path, **config) -> str:
-    report(place / "data", place / "results", place / "data" / "report", ReportConfig(**config))
+    task = TaskConfig(path=str(place / "questions"))
+    report(place / "data", place / "results", place / "data" / "report", ReportConfig(**config), task=task)
     return (place / "data" / "report" / "index.html").read_text(encoding="utf-8")
 
 
@@ -59,14 +64,54 @@ def absent(page: str) -> set[str]:
 def test_the_tiles_say_how_it_went(page):
     tiles = [plain(tile) for tile in re.findall(r'<div class="tile.*?</div>', page, re.S)]
     assert tiles == ["2 pairs kept of 6", "87.5% questions answered held out", "37.5% with the wrong image held out",
-                     "PASS data gate", "PASS pretrain gate", "FAIL finetune gate"]
+                     "PASS data gate", "PASS pretrain gate", "FAIL finetune gate 1 waived"]
 
 
 def test_a_gate_shows_every_rule_with_its_numbers(page):
     found = section(page, "gates")
     assert [plain(title) for title in re.findall(r"<h3>.*?</h3>", found, re.S)] == [
         "data PASS", "pretrain PASS", "finetune FAIL"]
-    assert cells(found)[-1] == ["accuracy", "vqa.accuracy", "0.4321", "≥", "0.85", "–", "80", "FAIL", HOSTILE]
+    assert cells(found)[1] == [
+        "accuracy", "vqa.accuracy", "at least 0.85", "0.4321", "80 of 40 pictures", "PASS", HOSTILE]
+    assert cells(found)[-3:] == [
+        ["accuracy", "vqa.accuracy", "at least 0.85", "0.4321", "–", "–", "–", "–", "–", "80 of 40 pictures", "–",
+         "FAIL", HOSTILE],
+        [f"kinds · kind = {HOSTILE}", "vqa.accuracy", "a drop below 0.05", "0.75", "1", "-0.25", "-0.5 to +0", "0.9",
+         "0.25", "80 of 40 pictures", "1,234", "INCONCLUSIVE (waived)", "too few"],
+        ["guard", "vqa.accuracy", "a drop below 0.05", "0.75", "1", "-0.02", "-0.04 to +0", "0.9", "0.25",
+         "80 of 40 pictures", "–", "PASS", ""],
+    ]
+
+
+def test_a_waiver_stands_above_the_rules_and_intervals_are_drawn(page):
+    found = section(page, "gates")
+    waiver = f"kinds · kind = {HOSTILE}: INCONCLUSIVE, waived by Ada until 2026-12-01: {HOSTILE}"
+    assert [plain(item) for item in re.findall(r"<li.*?</li>", found, re.S)] == [waiver]
+    (chart,) = re.findall(r"<svg.*?</svg>", found, re.S)
+    assert chart.count("whisker") == 2 and chart.count("threshold") == 2 and "-0.25 [-0.5, +0]" in chart
+
+
+def test_a_rule_that_did_not_pass_shows_what_got_worse_with_pictures_and_both_answers(page):
+    parts = re.findall(r"<details.*?</details>", section(page, "gates"), re.S)
+    titles = [plain(re.search(r"<summary>.*?</summary>", part)[0]) for part in parts]
+    assert titles == [
+        "vqa.accuracy: 2 samples got worse, 0 better, 1 neither",
+        f"vqa.accuracy, kind = {HOSTILE}: 1 samples got worse, 0 better, 0 neither",
+    ]
+    first, second = re.findall(r"<figure.*?</figure>", parts[0], re.S)
+    assert plain(first) == (f"question Where? truth left ×7, there ×3 champion {HOSTILE} accuracy 1 "
+                            f"challenger {HOSTILE} accuracy 0")
+    assert first.count("data:image/jpeg") == 1
+    assert second.count("data:image/jpeg") == 1 and "no picture" in second  # of two pictures one is gone
+    assert "accuracy asks for at least 0.85: FAIL" in plain(parts[0])
+
+
+def test_a_verdict_that_was_altered_is_called_so(page, tmp_path):
+    assert plain(section(page, "gates")).count("not signed") == 3
+    evidence.write_gate(tmp_path / "results", "data", False)
+    path = tmp_path / "results" / "gates" / "data" / "verdict.json"
+    path.write_text(path.read_text().replace("FAIL", "PASS"))
+    assert "it was altered" in plain(section(built(tmp_path), "gates"))
 
 
 def test_planted_faults_are_counted_by_kind(page):
@@ -121,8 +166,29 @@ def test_curves_and_predictions(page):
     assert section(page, "training").count("gradient norm by step") == 3
     assert section(page, "training").count("left out after a loss spike: batches 9, 10") == 1
     cards = re.findall(r"<figure>.*?</figure>", section(page, "predictions"), re.S)
-    assert plain(cards[0]) == f"{HOSTILE} red expected red wrong picture: (nothing)"
+    assert plain(cards[0]) == f"{HOSTILE} red expected red wrong picture: (nothing)" and len(cards) == 2
     assert 'class="good"' in cards[0] and 'class="bad"' in cards[1] and cards[0].count("data:image/jpeg") == 2
+
+
+def test_predictions_of_every_task_have_their_pictures_and_scores(tmp_path):
+    place = tmp_path / "data" / "evaluation" / "finetune"
+    evidence.write_scores(tmp_path / "data", tmp_path / "questions")
+    rows = pq.read_table(place / "samples.parquet").to_pylist()
+    regions = [row | {"task": "segmentation", "prediction": None, "score": 0.25 + i / 4, "wrong_score": 0.125}
+               for i, row in enumerate(rows)]
+    captions = [row | {"task": "captioning", "question": "", "score": 12.5, "wrong_prediction": None} for row in rows]
+    for row in captions + regions:
+        row["wrong_prediction"] = None
+    schema = pq.read_schema(place / "samples.parquet")
+    write_table(place / "samples.parquet", pa.Table.from_pylist(rows + regions + captions, schema=schema))
+    found = section(built(tmp_path), "predictions")
+    assert [plain(title) for title in re.findall(r"<h3>.*?</h3>", found)] == ["vqa", "segmentation", "captioning"]
+    cards = re.findall(r"<figure>.*?</figure>", found, re.S)
+    assert len(cards) == 9 and cards[2].count("<img") == 1 and "no picture" in cards[2]
+    assert plain(cards[2]) == "no picture How many? six expected two wrong picture: six"
+    assert plain(cards[3]) == f"{HOSTILE} score 0.25 expected red wrong picture: score 0.125"
+    assert 'class="bad"' in cards[3] and 'class="good"' in cards[4]
+    assert plain(cards[6]) == "caption red score 12.5 expected red" and 'class="good"' not in cards[6]
 
 
 def test_the_same_evidence_gives_the_same_bytes(page, place):

@@ -9,23 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
 from vlmpipe.curate.bias import BiasConfig
+from vlmpipe.data.task import TaskConfig
 from vlmpipe.report import sections
 from vlmpipe.report.explorer import PAGE, ExplorerConfig, explorer
 from vlmpipe.report.sections import Workspace
+from vlmpipe.report.templating import environment
 from vlmpipe.shards import write_bytes_atomic
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """wall: pictures per wall; predictions: answers shown with attention; title: the page's heading; explorer: the
-    page of all samples."""
+    """wall: pictures per wall; predictions: samples shown with what the model said; worsened: samples shown for each
+    metric and slice with a rule that did not pass; title: the page's heading; explorer: the page of all samples."""
 
     title: str = "vlmpipe report"
     wall: int = 16
     predictions: int = 12
+    worsened: int = 8
     seed: int = 0
     explorer: ExplorerConfig = field(default_factory=ExplorerConfig)
 
@@ -53,43 +54,27 @@ SECTIONS = (
 )
 
 
-def report(root: Path, results: Path, out: Path, config: ReportConfig, bias: BiasConfig | None = None) -> None:
+def report(
+    root: Path, results: Path, out: Path, config: ReportConfig, bias: BiasConfig | None = None,
+    task: TaskConfig | None = None,
+) -> None:
     """Write `out`/index.html, one file that opens from disk, and beside it the explorer and its pictures.
 
     Args:
         root: the profile's data (pools, selection, audit, models, evaluation). results: its verdicts and metrics.
-        bias: the audit's groups, to filter samples by.
+        bias: the audit's groups, to filter samples by. task: where the pictures are that the model was asked about.
 
     Raises:
         UserError: a file that is there can't be read.
     """
-    workspace = Workspace(Path(root), Path(results), Path(out))
+    workspace = Workspace(Path(root), Path(results), Path(out), task or TaskConfig())
     built = [(section, section.build(workspace, config)) for section in SECTIONS]
     lexicons = (bias or BiasConfig()).lexicons
     explored = explorer(
         workspace.root, workspace.pools, workspace.out, config.explorer, config.title, lexicons, config.seed
     )
-    page = _environment().get_template("page.html.j2").render(
+    page = environment().get_template("page.html.j2").render(
         title=config.title, profile=workspace.root.name, sections=built, tiles=sections.tiles(workspace),
         explorer=PAGE if explored else None,
     )
     write_bytes_atomic(workspace.out / "index.html", page.encode())
-
-
-def _environment() -> Environment:
-    # Captions, questions and answers are hostile text: everything that is not Markup is escaped.
-    environment = Environment(
-        loader=PackageLoader("vlmpipe.report"), autoescape=select_autoescape(default=True, default_for_string=True),
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
-    environment.filters["number"] = _number
-    return environment
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

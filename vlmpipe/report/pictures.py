@@ -3,12 +3,16 @@
 import base64
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from PIL import Image
 
-from vlmpipe.images import decode_rgb, to_rgb
+from vlmpipe.data.task import TaskConfig, read_pictures
+from vlmpipe.images import NotAnImage, decode_rgb, to_rgb
 from vlmpipe.shards import iter_images, read_manifest, read_shard_rows
 
 THUMBNAIL = 112
@@ -37,6 +41,41 @@ def thumbnails(pool: Path, uids: Iterable[str]) -> dict[str, str]:
                 if uid in here:
                     found[uid] = data_address(decode_rgb(data))
     return found
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Where the pictures of evaluated samples lie: `packed`, the packed dataset; `task`, the task's own files."""
+
+    packed: Path
+    task: TaskConfig = field(default_factory=TaskConfig)
+
+    def pictures(self, names: Iterable[str]) -> dict[str, bytes]:
+        """name -> encoded picture of those that are there: the task's own, and the packed ones by their uids."""
+        wanted, split = set(names), Path(self.task.path) / "test"
+        own = read_pictures(split, self.task) if self.task.path and (split / self.task.images).is_dir() else {}
+        found = {name: own[name] for name in wanted if name in own}
+        return found | _packed(self.packed / "test", wanted - found.keys())
+
+    def thumbnails(self, names: Iterable[str], size: int = THUMBNAIL) -> dict[str, str]:
+        """name -> data address of those that are there and decode."""
+        return {name: address for name, data in self.pictures(names).items() if (address := _thumbnail(data, size))}
+
+
+def _packed(split: Path, uids: set[str]) -> dict[str, bytes]:
+    if not uids or not split.is_dir():
+        return {}
+    table = ds.dataset(sorted(map(str, split.glob("*.parquet")))).to_table(
+        columns=["uid", "image"], filter=pc.field("uid").isin(sorted(uids))
+    )
+    return {row["uid"]: row["image"]["bytes"] for row in table.to_pylist()}
+
+
+def _thumbnail(data: bytes, size: int) -> str | None:
+    try:
+        return data_address(decode_rgb(data), size)
+    except NotAnImage:  # the evaluation would have refused it; these are other files by now
+        return None
 
 
 def overlay(image: Image.Image, weights: np.ndarray, size: int = 160) -> str:

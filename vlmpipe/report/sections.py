@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vlmpipe.curate.planted import caught
+from vlmpipe.data.task import TaskConfig
 from vlmpipe.report import charts, pictures
+from vlmpipe.report.gates import block, tile, truth
 from vlmpipe.shards import MANIFEST, read_json, read_rows
 
 GATES = ("data", "pretrain", "finetune")
@@ -27,6 +29,11 @@ class Workspace:
     root: Path
     results: Path
     out: Path
+    task: TaskConfig = field(default_factory=TaskConfig)
+
+    @property
+    def tested(self) -> pictures.Tested:
+        return pictures.Tested(self.root / "packed", self.task)
 
     def json(self, *parts: str) -> Any | None:
         path = self.root.joinpath(*parts)
@@ -69,15 +76,17 @@ def tiles(workspace: Workspace) -> list[dict]:
         value = _metrics(workspace, "finetune").get(name)
         if value is not None:
             found.append({"name": label, "value": f"{100 * value:.1f}%", "note": "held out"})
-    for name, verdict in workspace.verdicts.items():
-        found.append({"name": f"{name} gate", "value": "PASS" if verdict["passed"] else "FAIL", "note": "",
-                      "state": "good" if verdict["passed"] else "bad"})
-    return found
+    return found + [tile(name, verdict) for name, verdict in workspace.verdicts.items()]
 
 
 def gates(workspace: Workspace, config: Any) -> dict | None:
-    """Every rule of every verdict with its number and limit."""
-    return {"verdicts": workspace.verdicts, "reached": GATES} if workspace.verdicts else None
+    """Every rule of every verdict with what it found, and the samples behind those that did not pass."""
+    evaluations = workspace.root / "evaluation"
+    shown = {
+        name: block(verdict, evaluations / name, workspace.tested, config.worsened)
+        for name, verdict in workspace.verdicts.items()
+    }
+    return {"verdicts": shown, "reached": GATES} if shown else None
 
 
 # --- curation ----------------------------------------------------------------------------------------------
@@ -240,21 +249,46 @@ def _metrics(workspace: Workspace, name: str) -> dict:
 
 
 def predictions(workspace: Workspace, config: Any) -> dict | None:
-    """Answers of the last evaluated model with where it looked, and what it said to a wrong picture."""
+    """What the last evaluated model said, by task: beside the truth, with where it looked and what it said to a wrong
+    picture."""
     for name in reversed(GATES):
         directory = workspace.root / "evaluation" / name
         if (directory / "samples.parquet").exists():
             break
     else:
         return None
-    samples = {(row["task"], row["sample_id"]): row for row in pq.read_table(directory / "samples.parquet").to_pylist()}
+    maps = {path.stem: path for path in (directory / "attention").glob("*.npz")}
+    tasks: dict[str, list[dict]] = {}
+    for row in pq.read_table(directory / "samples.parquet").to_pylist():
+        tasks.setdefault(row["task"], []).append(row)
+    found = [{"task": task, "cards": _answers(rows, maps, workspace.tested, config.predictions)}
+             for task, rows in tasks.items()]
+    return {"name": name, "tasks": found}
+
+
+def _answers(rows: list[dict], maps: dict[str, Path], tested: pictures.Tested, count: int) -> list[dict]:
+    """Cards of those with a map of attention, or else of rows spread evenly."""
+    mapped = [row for row in rows if _map_name(row) in maps]
+    spread = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
+    chosen = sorted(mapped, key=_map_name)[:count] or [rows[place] for place in spread]
+    numbers = {row["score"] for row in rows} - {None}
+    rates = all(0 <= number <= 1 for number in numbers)
+    shown = tested.thumbnails({name for row in chosen for name in row["images"]} if not mapped else (), 160)
     cards = []
-    for path in sorted((directory / "attention").glob("*.npz"))[: config.predictions]:
-        task, _, sample_id = path.stem.partition("-")
-        with np.load(path, allow_pickle=False) as stored:
-            picture = Image.fromarray(stored["picture"])
-            attention = pictures.overlay(picture, stored["map"])
-        row = samples[task, sample_id]
-        cards.append({**row, "picture": pictures.data_address(picture, 160), "attention": attention,
-                      "right": row["score"] is not None and row["score"] >= 0.5})
-    return {"name": name, "cards": cards}
+    for row in chosen:
+        views = _attended(maps[_map_name(row)]) if mapped else [shown.get(name) for name in row["images"]]
+        right = "" if row["score"] is None or not rates else "good" if row["score"] >= 0.5 else "bad"
+        cards.append({**row, "pictures": views, "truth": truth(row["answers"]), "state": right,
+                      "plain": numbers <= {0.0, 1.0}})  # right or wrong: its colour says the score
+    return cards
+
+
+def _map_name(row: dict) -> str:
+    return f"{row['task']}-{row['sample_id']}"
+
+
+def _attended(path: Path) -> list[str]:
+    """The picture, and the picture with where the model looked."""
+    with np.load(path, allow_pickle=False) as stored:
+        picture = Image.fromarray(stored["picture"])
+        return [pictures.data_address(picture, 160), pictures.overlay(picture, stored["map"])]
