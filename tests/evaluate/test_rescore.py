@@ -104,13 +104,13 @@ def test_an_evaluation_that_was_ended_goes_on(place, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "predict", counted)
     with pytest.raises(KeyboardInterrupt):
         run(place, tmp_path / "again", state=tmp_path / "state")
-    assert len(list((tmp_path / "state").iterdir())) == 4
+    assert len(list((tmp_path / "state/chunks").iterdir())) == 4
     monkeypatch.setattr(chunks, "predict", predict)
     monkeypatch.setattr(chunks, "read_rows", lambda *key: asked.append(resume.read_rows(*key)) or asked[-1])
     run(place, tmp_path / "again", state=tmp_path / "state")
     # Of twelve chunks two are left; the six of the champion are the challenger's: the models have the same files.
     assert sum(isinstance(one, list) for one in asked) == 10
-    assert files_of(tmp_path / "whole") == files_of(tmp_path / "again") and not (tmp_path / "state").exists()
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "again") and not any((tmp_path / "state").iterdir())
 
 
 def test_rows_come_back_as_they_were(tmp_path):

@@ -71,7 +71,7 @@ def evaluate(
         packed: a packed dataset; captioning reads its `test`. questions: the folder of the task's own files, of which
             the other tasks read `test`; `task` says in which format (by default VQAv2's).
         champion: its version and its model directory.
-        state: where what is done lies until all is; an evaluation that was ended goes on from there.
+        state: where what is done lies until all is (`chunks/`); an evaluation that was ended goes on from there.
 
     Raises:
         UserError: no test data, a sample that can't be scored, or a model that can't do the task. Of a champion that
@@ -93,7 +93,7 @@ def evaluate(
     protocol = protocol_sha256(config, files)
     work = partial(
         run_chunk, tasks=TASKS, config=config, protocol=fingerprint([protocol, code_sha256()]),
-        state=None if state is None else Path(state).absolute(),
+        state=None if state is None else Path(state).absolute() / "chunks",
     )
     # One dispatch for everything: joining a cluster costs seconds.
     *parts, looks = map_shards(work, [*chunks, shown], cluster, f"evaluate {name}")
@@ -108,7 +108,7 @@ def evaluate(
     write_attention(out / "attention", dict(zip(names, looks.rows)))
     write_json(metrics, {kind: results[0].merged(kind) for kind in ("metrics", "n", "details")})
     if state is not None:
-        shutil.rmtree(state, ignore_errors=True)
+        shutil.rmtree(Path(state) / "chunks", ignore_errors=True)
 
 
 def contender(role: str, directory: Path) -> Contender:
