@@ -101,7 +101,7 @@ def test_deps_and_outs_are_the_commands_paths(name, stages):
     outputs = {path for flag in flags if flag in outputs_of(entry) for path in flags[flag]}
     inputs = {path for flag in flags if flag not in outputs_of(entry) | UNTRACKED for path in flags[flag]}
     deps = {dep.def_path for dep in stage.deps if not dep.def_path.endswith(".py") and "vlmpipe" not in dep.def_path}
-    deps -= {dep for dep in deps if dep == "params.yaml"}
+    deps -= {"params.yaml"}
     assert {out.def_path for out in stage.outs} == outputs
     if name == "report":  # reads what it finds below two roots: each stage's outs are named
         assert all(any(dep.startswith(root + "/") for root in inputs) for dep in deps) and deps
@@ -116,7 +116,11 @@ def outputs_of(entry) -> set[str]:
 def test_params_are_the_sections_that_the_stage_parses(name, stages):
     entry, instance, _ = command(stages[name])
     sections = {path.format(name=instance) for path, _ in entry.configs.values()}
-    assert {param for dep in stages[name].deps for param in getattr(dep, "params", [])} == sections
+    params = {dep.def_path: set(dep.params) for dep in stages[name].deps if hasattr(dep, "params")}
+    assert params.pop("params.yaml", set()) == sections
+    # Of a verdict, only whether it passed: other numbers in it, or a waiver, don't make stale what stands behind it.
+    assert all(taken == {"passed"} for taken in params.values())
+    assert {Path(path).name for path in params} <= {"verdict.json"}
 
 
 def test_code_deps_are_the_import_closure(name, stages):

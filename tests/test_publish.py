@@ -22,7 +22,8 @@ stages:
     outs: [data/toy/packed]
   finetune:
     cmd: mkdir -p data/toy/models/finetune && cp weights.txt data/toy/models/finetune/
-    deps: [weights.txt, data/toy/packed, results/toy/gates/data/verdict.json]
+    deps: [weights.txt, data/toy/packed]
+    params: [results/toy/gates/data/verdict.json: [passed]]
     outs: [data/toy/models/finetune]
   evaluate_finetune:
     cmd: python evaluate.py

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlmpipe.config import to_dict
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.verdict import check, difference, lineage
+from vlmpipe.evaluate.verdict import check, difference, inputs, lineage
 from vlmpipe.evaluate.waivers import read_waivers, refuse_expired, used, waivers_path
 from vlmpipe.shards import read_json, sha256_file
 
@@ -57,8 +57,8 @@ class Promotion:
                             f"expected {self.champion or 'none'}, the champion now; {_again(self.gate)}")
 
     def _upstream_verdicts(self) -> list[str]:
-        deps = [dep["path"] for stage in self.lock.get("stages", {}).values() for dep in stage.get("deps", [])]
-        return sorted({path for path in deps if path.startswith(f"{self.results}/") and path.endswith(f"/{VERDICT}")})
+        read = {path for stage in self.lock.get("stages", {}).values() for path in inputs(stage)}
+        return sorted(path for path in read if path.startswith(f"{self.results}/") and path.endswith(f"/{VERDICT}"))
 
     def _refuse_unless_standing(self, path: str) -> None:
         gate = Path(path).parent.name

@@ -55,8 +55,8 @@ class PublishConfig:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
             raise UserError(f"found name '{self.name}'; expected lower-case letters, digits and dashes; rename it")
         if self.public_key is not None and not re.fullmatch(r"[0-9a-f]{64}", self.public_key):
-            raise UserError(f"found public_key '{self.public_key}'; expected 64 hex digits; `python -m vlmpipe keygen "
-                            f"FILE` prints them")
+            raise UserError(f"found public_key '{self.public_key}'; expected 64 hex digits; "
+                            f"`python -m vlmpipe gate keygen FILE` prints them")
         if not self.ask_hours > 0:
             raise UserError(f"found ask_hours {self.ask_hours}; expected more than 0; set ask=false to ask nobody")
 

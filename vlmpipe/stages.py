@@ -65,9 +65,9 @@ STAGES = {
         {"config": ("audit", "vlmpipe.curate.audit:AuditConfig")}, optional=("champion",),
     ),
     "gate": Stage(
-        "vlmpipe.evaluate.gate:gate", ("metrics", "samples", "costs", "champion", "out"),
+        "vlmpipe.evaluate.gate:gate", ("metrics", "samples", "costs", "champion", "waivers", "lock", "out"),
         {"config": ("gates.{name}", "vlmpipe.evaluate.rules:GateConfig")},
-        named=True, several=("metrics",), optional=("samples", "costs", "champion"),
+        named=True, several=("metrics",), optional=("samples", "costs", "champion", "waivers", "lock"),
     ),
     "pack": Stage(
         "vlmpipe.curate.pack:pack", ("pools", "annotations", "selection", "bias", "verdict", "out"),

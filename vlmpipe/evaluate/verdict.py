@@ -98,10 +98,10 @@ def _read_key(path: Path):
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{KEY_VARIABLE}={path}: found no private key without a password ({error}); expected a PEM "
-                        f"file; `python -m vlmpipe keygen FILE` makes one") from None
+                        f"file; `python -m vlmpipe gate keygen FILE` makes one") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise UserError(f"{KEY_VARIABLE}={path}: found {type(key).__name__}; expected an ed25519 key; "
-                        f"`python -m vlmpipe keygen FILE` makes one")
+                        f"`python -m vlmpipe gate keygen FILE` makes one")
     return key
 
 
@@ -159,8 +159,13 @@ def lineage(lock: Mapping[str, Any], paths: Iterable[Path | str]) -> dict[str, d
         makers = [name for name, made in outs.items() if name not in found and any(_meet(path, out) for out in made)]
         for name in makers:
             found[name] = _of_stage(stages[name])
-            pending += [dep["path"] for dep in stages[name].get("deps", [])]
+            pending += inputs(stages[name])
     return dict(sorted(found.items()))
+
+
+def inputs(stage: Mapping[str, Any]) -> list[str]:
+    """What a stage of dvc.lock read: its deps, and files of which it took some values as params."""
+    return [*(dep["path"] for dep in stage.get("deps", [])), *stage.get("params", {})]
 
 
 def difference(before: Mapping[str, Mapping] | None, now: Mapping[str, Mapping]) -> str | None:
