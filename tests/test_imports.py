@@ -52,6 +52,18 @@ def test_the_library_knows_nothing_of_flows():
             assert not any(n.partition(".")[0] == "flows" for n in imported(path)), name
 
 
+@pytest.mark.parametrize(("package", "never"), [
+    ("data", {"models", "train", "evaluate", "report"}),
+    ("models", {"data", "curate", "train", "evaluate", "report", "dispatch", "shards"}),
+    ("train", {"curate", "evaluate", "report"}),
+    ("evaluate", {"train", "report"}),
+])
+def test_data_flows_one_way(package, never):
+    for path in (ROOT / "vlmpipe" / package).rglob("*.py"):
+        stray = {name for name in imported(path) if name.startswith(tuple(f"vlmpipe.{other}" for other in never))}
+        assert not stray, path.relative_to(ROOT)
+
+
 def test_training_code_runs_on_a_bare_gpu_machine():
     """models and the loop need torch, transformers and what those bring; nothing of the pipeline."""
     code = (

@@ -23,7 +23,8 @@ from vlmpipe.evaluate.tasks.questions import predict_answers
 from vlmpipe.evaluate.tasks.regions import around, best_blind_mask, by_picture, true_mask
 from vlmpipe.evaluate.tasks.statements import consistency
 from vlmpipe.models.generate import answer
-from vlmpipe.train.tasks import TaskSource, with_room
+from vlmpipe.models.generate.rows import with_room
+from vlmpipe.train.tasks import TaskSource
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS = {

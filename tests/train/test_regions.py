@@ -1,23 +1,22 @@
 """Phrases with masks and boxes as the objectives take them, from records and from the embedded world's files."""
 
-import numpy as np
 import pytest
 import torch
 
 from tests.models.heads.test_pointing import make
 from tests.models.tiny import pictures
-from vlmpipe.data.masks import Polygons, Rle
+from vlmpipe.data.masks import Polygons
 from vlmpipe.data.pictures import pictures as files
+from vlmpipe.data.queries import Query, queries_of_detections, queries_of_regions
 from vlmpipe.data.readers.coco import read_coco_instances
 from vlmpipe.data.readers.refcoco import read_refcoco
-from vlmpipe.data.records import DetectionRecord, RegionRecord
 from vlmpipe.data.task_world import write_tasks
 from vlmpipe.errors import UserError
 from vlmpipe.train.batches import Batches
 from vlmpipe.train.objectives import OBJECTIVES
 from vlmpipe.train.objectives.boxes import NONE
 from vlmpipe.train.pictures import decode_images
-from vlmpipe.train.regions import Query, RegionDataset, queries_of_detections, queries_of_regions
+from vlmpipe.train.regions import RegionDataset
 
 SIZE = (64, 32)  # of the pictures; the model sees 32 x 32
 LEFT = Polygons(32, 64, ((0, 0, 32, 0, 32, 32, 0, 32),))
@@ -68,27 +67,6 @@ def test_rows_hold_at_most_so_many_phrases(small):
     queries = [Query(image, SIZE, f"phrase {number}") for number in range(5) for image in "ab"]
     rows = dataset(small[1], queries, "boxes", per_row=2).rows
     assert [(number, len(asked)) for number, asked in rows] == [(0, 2), (0, 2), (0, 1), (1, 2), (1, 2), (1, 1)]
-
-
-def test_queries_of_regions():
-    record = RegionRecord("1", "a", SIZE, ("left", "the left half"), (0, 0, 32, 32), LEFT)
-    assert [query.phrase for query in queries_of_regions([record])] == ["left", "the left half"]
-    assert queries_of_regions([record])[0].masks == (LEFT,)
-
-
-def test_queries_of_detections_leave_out_crowds_and_ask_for_what_is_not_there():
-    boxes = np.array([(0, 0, 32, 32), (0, 0, 9, 9), (1, 1, 5, 5), (2, 2, 6, 6)], np.float32)
-    masks = (LEFT, Rle.of_pixels(np.zeros((32, 64), bool)), None, LEFT)
-    crowds = np.array([False, False, True, False])
-    first = DetectionRecord("1", "a", SIZE, boxes, ("cat", "dog", "sheep", "cat"), crowds, masks)
-    second = DetectionRecord("2", "b", SIZE, boxes[:0], (), crowds[:0], ())
-    queries = queries_of_detections([first, second], absent=2)
-    found = [(query.image, query.phrase, len(query.boxes)) for query in queries]
-    assert found[:2] == [("a", "cat", 2), ("a", "dog", 1)]
-    assert queries[0].masks == (LEFT, LEFT)
-    assert len(queries) == 4 and {query.image for query in queries[2:]} == {"b"}
-    assert all(query.boxes == () for query in queries[2:])
-    assert queries == queries_of_detections([first, second], absent=2)
 
 
 def test_what_cannot_be_learned_from_is_refused(small):

@@ -7,12 +7,15 @@ from pathlib import Path
 from vlmpipe.config import nearest
 from vlmpipe.data.pictures import Pictures, pictures
 from vlmpipe.data.readers import READERS
-from vlmpipe.data.records import Record
+from vlmpipe.data.records import ClassRecord, QuestionRecord, Record, StatementRecord
+from vlmpipe.data.vqa import ANSWERS
 from vlmpipe.errors import UserError
 
 # How a class is asked for, and said.
 CLASS_QUESTION = "what is it?"
 CLASS_CAPTION = "a photo of a {}"
+# How a statement is judged.
+WORDS = {True: "yes", False: "no"}
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,33 @@ def read_pictures(split: Path, task: TaskConfig) -> Pictures:
         UserError: as `pictures` says.
     """
     return pictures(Path(split) / task.images)
+
+
+# --- of one record -------------------------------------------------------------------------------------------
+
+def teaches(record: Record) -> bool:
+    """Whether there is an answer to learn."""
+    if isinstance(record, QuestionRecord):
+        return bool(record.answers)
+    return record.label is not None if isinstance(record, StatementRecord) else True
+
+
+def names_of(record: Record) -> tuple[str, ...]:
+    """Of the record's pictures."""
+    return record.images if hasattr(record, "images") else (record.image,)
+
+
+def text_of(record: QuestionRecord | StatementRecord) -> str:
+    return record.question if isinstance(record, QuestionRecord) else record.sentence
+
+
+def answers_of(record: Record) -> tuple[str, ...]:
+    """What people said, the commonest first; one answer counts as if ten had given it. Empty where nothing is asked."""
+    if isinstance(record, ClassRecord):
+        return (record.label,) * ANSWERS
+    if isinstance(record, StatementRecord):
+        return (WORDS[record.label],) * ANSWERS
+    if not isinstance(record, QuestionRecord):
+        return ()
+    given = record.answers * ANSWERS if len(record.answers) == 1 else record.answers
+    return tuple(sorted(given, key=lambda answer: (-given.count(answer), given.index(answer))))

@@ -12,7 +12,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlmpipe.data.queries import queries_of_detections, queries_of_regions
 from vlmpipe.data.records import (
     CaptionRecord,
     ClassRecord,
@@ -30,20 +30,28 @@ from vlmpipe.data.records import (
     RegionRecord,
     StatementRecord,
 )
-from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig, read_pictures, read_records
-from vlmpipe.data.vqa import ANSWERS
+from vlmpipe.data.task import (
+    CLASS_CAPTION,
+    CLASS_QUESTION,
+    TaskConfig,
+    answers_of,
+    names_of,
+    read_pictures,
+    read_records,
+    teaches,
+    text_of,
+)
 from vlmpipe.errors import UserError
 from vlmpipe.models.checks import check_answers
+from vlmpipe.models.generate.rows import with_room
 from vlmpipe.models.processor import Processor
 from vlmpipe.models.vlm import VisionLanguageModel
 from vlmpipe.train.batches import Dataset, Pair
 from vlmpipe.train.objectives.answers import soft_targets
-from vlmpipe.train.regions import RegionDataset, queries_of_detections, queries_of_regions
+from vlmpipe.train.regions import RegionDataset
 from vlmpipe.train.sources import Source
 
-LEAST_TEXT = 16  # tokens for which there must be room behind several pictures
 ABSENT = 2  # labels asked for in a picture that doesn't show them
-WORDS = {True: "yes", False: "no"}
 CAPTIONED = (CaptionRecord, ContrastRecord)
 
 
@@ -169,64 +177,11 @@ def read_task(split: Path, task: TaskConfig, rehearsed: Source | None = None) ->
     return TaskSource(names, [pictures[name] for name in names], records, rehearsed)
 
 
-def with_room(model: VisionLanguageModel, processor: Processor, pictures: int) -> Processor:
-    """A processor whose texts are short enough for so many pictures before them; the given one stays as it is.
-
-    Raises:
-        UserError: no room is left, or the model reads one picture alone.
-    """
-    if pictures < 2:
-        return processor
-    if model.language_model is None:
-        raise UserError(
-            f"found {pictures} pictures in a row; expected a model with heads.language_model or heads.statement for "
-            f"them; choose another model or task"
-        )
-    taken = pictures * getattr(model.fusion, "length", 0) if model.text.position_embedding is not None else 0
-    left = model.config.text.context - taken
-    if left < LEAST_TEXT:
-        raise UserError(
-            f"text.context: found {model.config.text.context} for {pictures} pictures of {model.fusion.length} tokens; "
-            f"expected at least {taken + LEAST_TEXT}; raise model.architecture.text.context"
-        )
-    roomy = copy(processor)
-    roomy.text_limit = min(processor.text_limit, left)
-    return roomy
-
-
 # --- records -----------------------------------------------------------------------------------------------
-
-def teaches(record: Record) -> bool:
-    """Whether there is an answer to learn."""
-    if isinstance(record, QuestionRecord):
-        return bool(record.answers)
-    return record.label is not None if isinstance(record, StatementRecord) else True
-
-
-def names_of(record: Record) -> tuple[str, ...]:
-    """Of the record's pictures."""
-    return record.images if hasattr(record, "images") else (record.image,)
-
 
 def numbered(names: Sequence[str], numbers: dict[str, int]) -> int | tuple[int, ...]:
     found = tuple(numbers[name] for name in names)
     return found[0] if len(found) == 1 else found
-
-
-def text_of(record: QuestionRecord | StatementRecord) -> str:
-    return record.question if isinstance(record, QuestionRecord) else record.sentence
-
-
-def answers_of(record: Record) -> tuple[str, ...]:
-    """What people said, the commonest first; one answer counts as if ten had given it. Empty where nothing is asked."""
-    if isinstance(record, ClassRecord):
-        return (record.label,) * ANSWERS
-    if isinstance(record, StatementRecord):
-        return (WORDS[record.label],) * ANSWERS
-    if not isinstance(record, QuestionRecord):
-        return ()
-    given = record.answers * ANSWERS if len(record.answers) == 1 else record.answers
-    return tuple(sorted(given, key=lambda answer: (-given.count(answer), given.index(answer))))
 
 
 def pairs_of(record: Record, numbers: dict[str, int]) -> list[Pair]:

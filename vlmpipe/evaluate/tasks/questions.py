@@ -24,7 +24,7 @@ from vlmpipe.evaluate.tasks.base import (
 )
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer
-from vlmpipe.train.tasks import with_room
+from vlmpipe.models.generate.rows import with_room
 
 # What datasets call the kind of a question, the finest first.
 KINDS = ("question_type", "kind", "family", "answer_type")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vlmpipe.data.queries import Query, queries_of_detections, queries_of_regions
 from vlmpipe.data.records import Box, DetectionRecord, RegionRecord
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
@@ -19,7 +20,6 @@ from vlmpipe.evaluate.store import Counts
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, means, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.locate import detect, segment
-from vlmpipe.train.regions import Query, queries_of_detections, queries_of_regions
 
 SURE = 0.5  # of a pixel
 GUESSES = 200  # boxes that are tried as the one guess for all

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from vlmpipe.data.records import StatementRecord
-from vlmpipe.data.task import TaskConfig
+from vlmpipe.data.task import WORDS, TaskConfig
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import nlvr_consistency
 from vlmpipe.evaluate.store import Counts
@@ -14,8 +14,8 @@ from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id,
 from vlmpipe.evaluate.tasks.questions import shown, wrong_pictures
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer, picture_inputs, to_device
+from vlmpipe.models.generate.rows import with_room
 from vlmpipe.models.processor import stack
-from vlmpipe.train.tasks import WORDS, with_room
 
 
 def read_statements(split: Path, task: TaskConfig) -> list[Sample]:

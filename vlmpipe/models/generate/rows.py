@@ -4,6 +4,7 @@ Shapes: B rows, n pictures, C colours, Y and X pixels, T tokens.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ Part = tuple[Image.Image | None, EncodedText]
 # The text inputs of `forward`, of which a text encoder alone takes the first three.
 WORDS = ("tokens", "segments", "positions")
 QUESTIONED = (*WORDS, "prefix")
+LEAST_TEXT = 16  # tokens for which there must be room behind several pictures
 
 
 def to_device(
@@ -203,3 +205,28 @@ def positions_of(model: VisionLanguageModel, segments: Tensor, places: Tensor, g
     else:
         grids = [(1, *(side // vision.patch_size for side in given["images"].shape[-2:]))] * len(given["images"])
     return row_positions(segments, places, grids, vision.native.merge)
+
+
+def with_room(model: VisionLanguageModel, processor: Processor, pictures: int) -> Processor:
+    """A processor whose texts are short enough for so many pictures before them; the given one stays as it is.
+
+    Raises:
+        UserError: no room is left, or the model reads one picture alone.
+    """
+    if pictures < 2:
+        return processor
+    if model.language_model is None:
+        raise UserError(
+            f"found {pictures} pictures in a row; expected a model with heads.language_model or heads.statement for "
+            f"them; choose another model or task"
+        )
+    taken = pictures * getattr(model.fusion, "length", 0) if model.text.position_embedding is not None else 0
+    left = model.config.text.context - taken
+    if left < LEAST_TEXT:
+        raise UserError(
+            f"text.context: found {model.config.text.context} for {pictures} pictures of {model.fusion.length} tokens; "
+            f"expected at least {taken + LEAST_TEXT}; raise model.architecture.text.context"
+        )
+    roomy = copy(processor)
+    roomy.text_limit = min(processor.text_limit, left)
+    return roomy
