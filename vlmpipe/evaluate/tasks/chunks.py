@@ -15,8 +15,9 @@ from vlmpipe.errors import UserError
 from vlmpipe.evaluate.store import CHALLENGER, CHAMPION
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Task, decode_all, encoded, keys_of
 from vlmpipe.evaluate.tasks.look import look
+from vlmpipe.evaluate.tasks.order import neighbours
 from vlmpipe.evaluate.tasks.resume import fingerprint, read_rows, write_rows
-from vlmpipe.models import load
+from vlmpipe.models import Processor, VisionLanguageModel, load
 
 # Sample ids name the files of attention maps.
 FILE_NAME = re.compile(r"[\w.-]+")
@@ -60,7 +61,7 @@ def split(
     task: str, place: Path, samples: Sequence[Sample], size: int, files: TaskConfig | None = None,
     model: Contender = Contender(CHALLENGER, Path()),
 ) -> list[Chunk]:
-    """The samples in chunks of `size`.
+    """The samples in chunks of `size`, those about the same pictures together.
 
     Raises:
         UserError: a sample id stands twice, or can't name a file.
@@ -69,6 +70,7 @@ def split(
     odd = [key for key, count in counts.items() if count > 1 or not FILE_NAME.fullmatch(key)]
     if odd:
         raise UserError(f"{place}: found sample id {odd[0]!r}; expected each once and of letters, digits, . _ and -")
+    samples = neighbours(samples)
     of = f" of the {CHAMPION}" if model.role == CHAMPION else ""
     return [
         Chunk(f"{task} from {at}{of}", task, place, tuple(samples[at : at + size]), files or TaskConfig(), model)
@@ -105,11 +107,20 @@ def run_chunk(
 
 def predict(chunk: Chunk, task: Task, pictures: Mapping[Any, bytes], config: EvaluateConfig) -> list[dict]:
     network, processor = load(chunk.model.directory, device())
+    return predict_samples(task, network, processor, chunk.samples, pictures, config)
+
+
+def predict_samples(
+    task: Task, network: VisionLanguageModel, processor: Processor, samples: Sequence[Sample],
+    pictures: Mapping[Any, bytes], config: EvaluateConfig,
+) -> list[dict]:
+    """A row for each sample, batch by batch; in a batch each picture is decoded once."""
     rows = []
-    for at in range(0, len(chunk.samples), config.batch_size):
-        batch = chunk.samples[at : at + config.batch_size]
-        right = [decode_all(pictures, sample.image) for sample in batch]
-        wrong = [decode_all(pictures, sample.wrong_image) for sample in batch]
+    for at in range(0, len(samples), config.batch_size):
+        batch = samples[at : at + config.batch_size]
+        keys = dict.fromkeys(key for sample in batch for key in (sample.image, sample.wrong_image))
+        seen = {key: decode_all(pictures, key) for key in keys}
+        right, wrong = ([seen[key] for key in keys] for keys in zip(*((s.image, s.wrong_image) for s in batch)))
         rows += task.predict(network, processor, batch, right, wrong, config)
     return rows
 

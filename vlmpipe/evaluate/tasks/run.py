@@ -146,13 +146,15 @@ def result(model: Contender, asked: Mapping[str, list[Sample]], done: Sequence[t
     """The scores of a model's chunks."""
     found = Result(model.role, {}, {}, {})
     for task, samples in asked.items():
-        parts = [part for chunk, part in done if chunk.task == task]
-        seen = [pictures for part in parts for pictures in part.pictures]
-        found.pictures[task] = dict(zip((sample.id for sample in samples), seen, strict=True))
+        chunks, parts = zip(*(pair for pair in done if pair[0].task == task), strict=True)
+        ids = [sample.id for chunk in chunks for sample in chunk.samples]
+        seen = dict(zip(ids, (pictures for part in parts for pictures in part.pictures), strict=True))
+        found.pictures[task] = {sample.id: seen[sample.id] for sample in samples}
         problem = next((part.problem for part in parts if part.problem), None)
         try:
             if problem is None:
-                found.scores[task] = TASKS[task].score(samples, [row for part in parts for row in part.rows])
+                rows = dict(zip(ids, (row for part in parts for row in part.rows), strict=True))
+                found.scores[task] = TASKS[task].score(samples, [rows[sample.id] for sample in samples])
         except UserError as error:
             if model.role != CHAMPION:
                 raise
