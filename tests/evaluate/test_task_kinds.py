@@ -61,7 +61,7 @@ def scored(task: str, samples: list[Sample]) -> Scores:
     """Of a model that says the truth about whatever picture it is shown."""
     of_picture = {sample.image: truth(task, sample) for sample in samples}
     rows = [
-        {"right": truth(task, sample), "wrong": of_picture.get(sample.wrong_image, truth(task, sample))}
+        {"right": truth(task, sample), "wrong": of_picture.get(sample.wrong_image, truth(task, sample)), "sure": 1.0}
         for sample in samples
     ]
     return TASKS[task].score(samples, rows)

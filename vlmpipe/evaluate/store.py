@@ -20,7 +20,9 @@ import pyarrow.parquet as pq
 
 from vlmpipe.config import nearest
 from vlmpipe.errors import UserError
+from vlmpipe.evaluate.metrics.judgements import roc_area
 from vlmpipe.evaluate.metrics.matches import average_precision
+from vlmpipe.evaluate.metrics.vqa import ranked_precision
 from vlmpipe.shards import read_json, write_tables
 
 SCORES, EVALUATION = "scores.parquet", "evaluation.json"
@@ -56,12 +58,26 @@ def bleu(sums: np.ndarray) -> np.ndarray:
     return np.prod((right + 1e-15) / (written + 1e-9), axis=-1) ** (1 / orders) * brevity
 
 
+def calibration(sums: np.ndarray) -> np.ndarray:
+    """The absolute sums of bins over the number of samples; see `metrics.calibration_counts`."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1]
+
+
+def gap(sums: np.ndarray) -> np.ndarray:
+    """One ratio minus another, of [sum, number, other sum, other number]."""
+    return ratio(sums[..., :2]) - ratio(sums[..., 2:])
+
+
 # From sums of counts [..., M] to a metric [...].
 FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "ratio": ratio, "exp_ratio": lambda sums: np.exp(ratio(sums)), "f1": f1, "bleu": bleu,
+    "ratio": ratio, "exp_ratio": lambda sums: np.exp(ratio(sums)), "f1": f1, "bleu": bleu, "gap": gap,
+    "calibration": calibration,
 }
 # Metrics whose counts don't add up: from weights [B, N] (how often each sample is drawn) and counts [N, M] to [B].
-RECOMPUTED: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"average_precision": average_precision}
+RECOMPUTED: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "average_precision": average_precision, "ranked_precision": ranked_precision, "roc_area": roc_area,
+}
 
 
 def metric_of(form: str, weights_BN: np.ndarray, counts_NM: np.ndarray) -> np.ndarray:
@@ -69,6 +85,13 @@ def metric_of(form: str, weights_BN: np.ndarray, counts_NM: np.ndarray) -> np.nd
     if form in RECOMPUTED:
         return RECOMPUTED[form](weights_BN, counts_NM)
     return FORMS[form](weights_BN @ counts_NM)
+
+
+def whole(form: str, counts_NM: np.ndarray) -> float:
+    """The metric over all samples; the same to the last bit in whatever order they are."""
+    if form in RECOMPUTED:
+        return float(metric_of(form, np.ones((1, len(counts_NM))), counts_NM)[0])
+    return float(FORMS[form](np.array([math.fsum(column) for column in counts_NM.T])))
 
 
 # --- what is written and read ------------------------------------------------------------------------------
@@ -83,11 +106,7 @@ class Counts:
     @property
     def value(self) -> float:
         """The metric over all samples."""
-        if self.form in RECOMPUTED:
-            counts_NM = padded(list(self.samples.values()))
-            return float(metric_of(self.form, np.ones((1, len(counts_NM))), counts_NM)[0])
-        sums = [math.fsum(column) for column in zip(*self.samples.values(), strict=True)]
-        return float(FORMS[self.form](np.array(sums)))
+        return whole(self.form, padded(list(self.samples.values())))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +124,7 @@ class Scored:
 
     @property
     def value(self) -> float:
-        return float(metric_of(self.form, np.ones((1, len(self.ids))), self.counts_NM)[0])
+        return whole(self.form, self.counts_NM)
 
     def take(self, places: Sequence[int]) -> "Scored":
         kept = tuple(self.ids[place] for place in places), tuple(self.slices[place] for place in places)

@@ -1,9 +1,10 @@
 """Judgements and namings against hand-worked cases."""
 
+import numpy as np
 import pytest
 
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import chair, matching_accuracy, nlvr_consistency, pope, says_yes
+from vlmpipe.evaluate.metrics import chair, matching_accuracy, nlvr_consistency, pope, roc_area, says_yes
 
 
 def test_nlvr_consistency_wants_every_example_of_a_sentence():
@@ -129,3 +130,13 @@ def test_matching_accuracy_by_hand():
 def test_matching_accuracy_refuses(true, swapped, message):
     with pytest.raises(UserError, match=message):
         matching_accuracy(true, swapped)
+
+
+def test_roc_area_of_draws_is_the_auc_of_copies():
+    random = np.random.default_rng(0)
+    counts, weights = random.normal(size=(10, 2)).round(1), random.integers(0, 3, (20, 10))
+    for row, value in zip(weights, roc_area(weights, counts), strict=True):
+        drawn = enumerate(np.repeat(np.arange(10), row))
+        true, swapped = zip(*[(counts[place, 0], counts[place, 1]) for _, place in drawn], strict=True)
+        found = matching_accuracy(dict(enumerate(true)), dict(enumerate(swapped)))
+        assert value == pytest.approx(found.details["auc"])

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import calibration_error, perplexity
+from vlmpipe.evaluate.metrics import calibration_counts, calibration_error, perplexity
+from vlmpipe.evaluate.store import Counts
 
 
 def test_perplexity_weighs_by_tokens():
@@ -58,3 +59,12 @@ def test_calibration_of_the_calibrated():
 def test_calibration_error_refuses(confidences, correct, bins, message):
     with pytest.raises(UserError, match=message):
         calibration_error(confidences, correct, bins)
+
+
+def test_calibration_counts_add_up_to_the_error_of_any_samples():
+    confidences, correct = {1: 0.9, 2: 0.8, 3: 0.3, 4: 1.0, 5: 0.85}, {1: True, 2: False, 3: False, 4: 1, 5: False}
+    counts = calibration_counts(confidences, correct, bins=5)
+    for chosen in ((1, 2, 3, 4, 5), (1, 4), (2,)):
+        sure, right = ({key: values[key] for key in chosen} for values in (confidences, correct))
+        expected = calibration_error(sure, right, 5)
+        assert Counts("calibration", {key: counts[key] for key in chosen}).value == pytest.approx(expected.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vlmpipe.errors import UserError
-from vlmpipe.evaluate.metrics import answerability, normalise_answer, vqa_accuracy
+from vlmpipe.evaluate.metrics import answerability, normalise_answer, ranked_precision, vqa_accuracy
 from vlmpipe.evaluate.metrics.vqa import average_precision
 
 VIZWIZ = Path(__file__).parents[4] / "shared/data/vqa-annotations/vizwiz_val_annotations.json"
@@ -134,3 +134,14 @@ def test_average_precision_of_the_textbook_case():
 def test_answerability_refuses(probabilities, answerable, message):
     with pytest.raises(UserError, match=message):
         answerability(probabilities, answerable)
+
+
+def test_ranked_precision_of_draws_is_the_average_precision_of_copies():
+    random = np.random.default_rng(0)
+    scores, wanted = random.random(12).round(1), random.random(12) < 0.4
+    weights = random.integers(0, 3, (20, 12))
+    found = ranked_precision(weights, np.stack([scores, wanted], axis=1))
+    for row, value in zip(weights, found, strict=True):
+        drawn = np.repeat(np.arange(12), row)
+        expected = average_precision(scores[drawn], wanted[drawn]) if wanted[drawn].any() else np.nan
+        assert value == pytest.approx(expected, nan_ok=True)

@@ -6,8 +6,16 @@ docs/metrics.md lists them all with their formulas, sources and quirks.
 
 from vlmpipe.evaluate.metrics.captions import bleu, bleu_counts, cider, rouge_l
 from vlmpipe.evaluate.metrics.fairness import association, max_skew, ndkl, worst_group
-from vlmpipe.evaluate.metrics.judgements import chair, matching_accuracy, nlvr_consistency, pope, says_yes, things_named
-from vlmpipe.evaluate.metrics.language import calibration_error, perplexity
+from vlmpipe.evaluate.metrics.judgements import (
+    chair,
+    matching_accuracy,
+    nlvr_consistency,
+    pope,
+    roc_area,
+    says_yes,
+    things_named,
+)
+from vlmpipe.evaluate.metrics.language import calibration_counts, calibration_error, perplexity
 from vlmpipe.evaluate.metrics.pictures import fid, frechet_distance
 from vlmpipe.evaluate.metrics.regions import Detections, box_iou, detection_map, refexp_accuracy, segmentation_iou
 from vlmpipe.evaluate.metrics.result import MetricResult, check_same_samples
@@ -21,7 +29,7 @@ from vlmpipe.evaluate.metrics.similarity import (
     zero_shot_accuracy,
 )
 from vlmpipe.evaluate.metrics.tokens import ptb_tokens
-from vlmpipe.evaluate.metrics.vqa import answerability, normalise_answer, vqa_accuracy
+from vlmpipe.evaluate.metrics.vqa import answerability, normalise_answer, ranked_precision, vqa_accuracy
 
 __all__ = [
     "Detections",
@@ -31,6 +39,7 @@ __all__ = [
     "bleu",
     "bleu_counts",
     "box_iou",
+    "calibration_counts",
     "calibration_error",
     "chair",
     "check_same_samples",
@@ -50,9 +59,11 @@ __all__ = [
     "perplexity",
     "pope",
     "ptb_tokens",
+    "ranked_precision",
     "refexp_accuracy",
     "retrieval_ranks",
     "retrieval_recall",
+    "roc_area",
     "rouge_l",
     "says_yes",
     "segmentation_iou",

@@ -48,13 +48,7 @@ def calibration_error(
 
     Source: arXiv 1706.04599, equations 3 and 5.
     """
-    check_same_samples(confidences, correct, "calibration_error")
-    if bins < 1:
-        raise UserError(f"calibration_error: found {bins} bins; expected at least one")
-    right = np.array([truth_value(value, sample, "calibration_error") for sample, value in correct.items()])
-    sure = np.array([probability(confidences[sample], sample, "calibration_error") for sample in correct])
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    bin_of = np.maximum(np.searchsorted(edges, sure, side="left") - 1, 0)
+    right, sure, bin_of, edges = _binned(confidences, correct, bins)
     rows = [
         {
             "low": float(edges[b]), "high": float(edges[b + 1]), "count": int((bin_of == b).sum()),
@@ -65,3 +59,30 @@ def calibration_error(
     gaps = [abs(row["accuracy"] - row["confidence"]) for row in rows]
     value = math.fsum(gap * row["count"] for gap, row in zip(gaps, rows, strict=True)) / len(sure)
     return MetricResult(value, {}, {"max": max(gaps), "bins": rows})
+
+
+def calibration_counts(
+    confidences: Mapping[Any, float], correct: Mapping[Any, bool], bins: int = 15
+) -> dict[Any, list[float]]:
+    """What each sample gives to `calibration_error`: confidence minus right or wrong in its bin [bins], and 1.
+
+    The error of any samples is the sum of the absolute sums of bins over the last sum.
+    """
+    right, sure, bin_of, _ = _binned(confidences, correct, bins)
+    counts_NM = np.zeros((len(sure), bins + 1))
+    counts_NM[np.arange(len(sure)), bin_of] = sure - right
+    counts_NM[:, -1] = 1.0
+    return dict(zip(correct, counts_NM.tolist(), strict=True))
+
+
+def _binned(
+    confidences: Mapping[Any, float], correct: Mapping[Any, bool], bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Right or wrong, confidence, and bin of each sample [N]; the bins' edges."""
+    check_same_samples(confidences, correct, "calibration_error")
+    if bins < 1:
+        raise UserError(f"calibration_error: found {bins} bins; expected at least one")
+    right = np.array([truth_value(value, sample, "calibration_error") for sample, value in correct.items()])
+    sure = np.array([probability(confidences[sample], sample, "calibration_error") for sample in correct])
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    return right, sure, np.maximum(np.searchsorted(edges, sure, side="left") - 1, 0), edges

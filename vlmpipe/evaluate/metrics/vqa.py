@@ -140,3 +140,18 @@ def average_precision(scores_N: np.ndarray, wanted_N: np.ndarray) -> float:
     last_of_score = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     precision, recall = hits[last_of_score] / (last_of_score + 1), hits[last_of_score] / hits[-1]
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def ranked_precision(weights_BN: np.ndarray, counts_NM: np.ndarray) -> np.ndarray:
+    """`average_precision` [B] of each draw of the samples, from their score and whether they are wanted, [N, 2].
+
+    NaN where a draw has none that is wanted.
+    """
+    order_N = np.argsort(-counts_NM[:, 0], kind="stable")
+    scores_N, wanted_N = counts_NM[order_N].T
+    last = np.append(np.flatnonzero(np.diff(scores_N)), len(scores_N) - 1)
+    drawn_BN = np.asarray(weights_BN, float)[:, order_N]
+    hits_BT, all_BT = (values_BN.cumsum(axis=1)[:, last] for values_BN in (drawn_BN * wanted_N, drawn_BN))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision_BT = np.where(all_BT > 0, hits_BT / all_BT, 0.0)
+        return (np.diff(hits_BT, axis=1, prepend=0.0) * precision_BT).sum(axis=1) / hits_BT[:, -1]

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from vlmpipe.data.records import ClassRecord
 from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig
+from vlmpipe.evaluate.metrics import calibration_counts, calibration_error
+from vlmpipe.evaluate.store import Counts
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, means, mismatch, records_of
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.checks import check_answers
-from vlmpipe.models.generate import answer, choose, embed_texts
+from vlmpipe.models.generate import answer_logits, choice_scores, embed_texts
 
 
 def read_classes(split: Path, task: TaskConfig) -> list[Sample]:
@@ -32,29 +34,45 @@ def predict_classes(
     model: VisionLanguageModel, processor: Processor, batch: Sequence[Sample], right: Sequence[Image.Image],
     wrong: Sequence[Image.Image], config: EvaluateConfig,
 ) -> list[dict]:
-    """The name for either picture."""
+    """The name for either picture, and how sure the model is of that for the right one."""
     names = batch[0].choices
-    said = (classify(model, processor, images, names, config.templates) for images in (right, wrong))
-    return [{"right": one, "wrong": other} for one, other in zip(*said, strict=True)]
+    (said, sure), (wrong_said, _) = (
+        classify(model, processor, images, names, config.templates) for images in (right, wrong)
+    )
+    return [
+        {"right": one, "sure": share, "wrong": other} for one, share, other in zip(said, sure, wrong_said, strict=True)
+    ]
 
 
 def classify(
     model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], names: Sequence[str],
     templates: Sequence[str],
-) -> list[str]:
-    """A language model chooses the likeliest caption, a model of answers one of those it knows, a dual encoder the
-    nearest name."""
+) -> tuple[list[str], list[float]]:
+    """For each picture the likeliest name and its probability.
+
+    A language model chooses among a caption for each name, a model of answers among those it knows, a dual encoder
+    among the names by their distance times the scale that it learned.
+    """
     if model.language_model is not None:
         captions = [CLASS_CAPTION.format(name) for name in names]
-        chosen = choose(model, processor, images, [""] * len(images), captions)
-        return [names[captions.index(text)] for text in chosen]
-    if model.answers is not None:
-        return answer(model, processor, images, [CLASS_QUESTION] * len(images))
-    check_answers(model)
+        logits_BA = choice_scores(model, processor, images, [""] * len(images), captions)
+    elif model.answers is not None:
+        names, logits_BA = processor.answers, answer_logits(model, processor, images, [CLASS_QUESTION] * len(images))
+    else:
+        check_answers(model)
+        logits_BA = model.projection.scale() * name_cosines(model, processor, images, names, templates)
+    sure_B, place_B = logits_BA.detach().float().softmax(dim=1).max(dim=1)
+    return [names[place] for place in place_B.tolist()], sure_B.tolist()
+
+
+@torch.no_grad()
+def name_cosines(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], names: Sequence[str],
+    templates: Sequence[str],
+) -> Tensor:
+    """[B, A] of each picture and each name."""
     weights_AE = name_embeddings(model, processor, names, templates)
-    with torch.no_grad():
-        image_BE = model.encode_image(processor.images(images).to(model.device))
-    return [names[index] for index in (image_BE @ weights_AE.T).argmax(dim=1).tolist()]
+    return model.encode_image(processor.images(images).to(model.device)) @ weights_AE.T
 
 
 def name_embeddings(
@@ -68,16 +86,20 @@ def name_embeddings(
 
 
 def score_classes(samples: list[Sample], rows: list[dict]) -> Scores:
-    """Accuracy with either picture, and of the most common class for all."""
+    """Accuracy with either picture, and of the most common class for all; and how far the model's certainty is from
+    how often it is right."""
     right, wrong = (
         {sample.id: float(row[which] == sample.answers[0]) for sample, row in zip(samples, rows, strict=True)}
         for which in ("right", "wrong")
     )
+    hits = {key: bool(hit) for key, hit in right.items()}
+    sure = {sample.id: row["sure"] for sample, row in zip(samples, rows, strict=True)}
     commonest = Counter(sample.answers[0] for sample in samples).most_common(1)[0][0]
     blind = {sample.id: float(sample.answers[0] == commonest) for sample in samples}
     counts = {
         "accuracy": means(right), "accuracy_wrong_image": means(wrong), "accuracy_blind": means(blind),
         "gain_over_blind": means({key: hit - blind[key] for key, hit in right.items()}),
+        "calibration_error": Counts("calibration", calibration_counts(sure, hits)),
     }
     stored = {
         sample.id: {
@@ -86,5 +108,6 @@ def score_classes(samples: list[Sample], rows: list[dict]) -> Scores:
         }
         for sample, row in zip(samples, rows, strict=True)
     }
-    details = {"accuracy": {"classes": len(samples[0].choices)}}
+    bins = calibration_error(sure, hits).details
+    details = {"accuracy": {"classes": len(samples[0].choices)}, "calibration_error": bins}
     return Scores.of(counts, stored, details)

@@ -1,7 +1,6 @@
 """Matching: whether a caption is true of a picture, said of the true one and of another picture's."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import matching_accuracy
+from vlmpipe.evaluate.store import Counts
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, means
 from vlmpipe.evaluate.tasks.captions import match
 from vlmpipe.evaluate.tasks.pairs import pair_by_pair
@@ -77,6 +77,7 @@ def score_matches(samples: list[Sample], rows: list[dict]) -> Scores:
         "accuracy_blind": means(half),
         "gain_over_blind": means({key: hit - 0.5 for key, hit in found.per_sample.items()}),
         "pair_accuracy": means({key: float(pair[0] > wrong[key][0]) for key, pair in right.items()}),
+        "auc": Counts("roc_area", right), "auc_wrong_image": Counts("roc_area", wrong), "auc_blind": means(half),
         "said_yes": means({key: float(np.mean(np.array(pair) > 0)) for key, pair in right.items()}),
     }
     stored = {
@@ -86,9 +87,7 @@ def score_matches(samples: list[Sample], rows: list[dict]) -> Scores:
         }
         for key, pair in right.items()
     }
-    scores = Scores.of(counts, stored)
-    areas = {"auc": found.details["auc"], "auc_wrong_image": fooled.details["auc"], "auc_blind": 0.5}
-    return replace(scores, metrics=scores.metrics | areas, n=scores.n | dict.fromkeys(areas, len(samples)))
+    return Scores.of(counts, stored)
 
 
 def written(odds: Sequence[float]) -> str:

@@ -1,7 +1,17 @@
 """Answers, captions, and where the model looked; see docs/generation.md."""
 
-from vlmpipe.models.generate.answers import answer, caption, choose, embed_texts, generate, rank_answers
+from vlmpipe.models.generate.answers import (
+    answer,
+    answer_probabilities,
+    caption,
+    choice_scores,
+    choose,
+    embed_texts,
+    generate,
+    rank_answers,
+)
 from vlmpipe.models.generate.beam import Hypothesis, beam_search
+from vlmpipe.models.generate.classify import answer_logits
 from vlmpipe.models.generate.config import GREEDY, GenerationConfig
 from vlmpipe.models.generate.decode import decode
 from vlmpipe.models.generate.describe import DescribeConfig, Description, describe
@@ -21,10 +31,13 @@ __all__ = [
     "Hypothesis",
     "Trie",
     "answer",
+    "answer_logits",
+    "answer_probabilities",
     "ask",
     "attention_map",
     "beam_search",
     "caption",
+    "choice_scores",
     "choose",
     "decode",
     "describe",

@@ -4,6 +4,7 @@ Shapes: B batch, A candidate answers, E width of the shared space.
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from torch import Tensor
 from vlmpipe.errors import UserError
 from vlmpipe.models.checks import check_answers
 from vlmpipe.models.generate.beam import beam_search
-from vlmpipe.models.generate.classify import classify_answers
+from vlmpipe.models.generate.classify import answer_logits, classify_answers
 from vlmpipe.models.generate.config import GREEDY, GenerationConfig
 from vlmpipe.models.generate.decode import decode
 from vlmpipe.models.generate.likelihood import log_likelihoods
@@ -95,13 +96,20 @@ def choose(
 
     With `by_length` by log-probability a token, which does not favour short answers.
     """
-    texts = endings(processor, choices)
+    scores_BA = choice_scores(model, processor, images, questions, choices, examples=examples)
+    if by_length:
+        scores_BA = scores_BA / torch.tensor([len(text) for text in endings(processor, choices)])
+    return [choices[index] for index in scores_BA.argmax(dim=1).tolist()]
+
+
+def choice_scores(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], questions: Sequence[str],
+    choices: Sequence[str], *, examples: Sequence[Example] = (),
+) -> Tensor:
+    """[B, A] the log-probability in nats of each choice, its end included, as the answer to each question."""
     prompts = [processor.encode_question(question) for question in questions]
     batch = ask(model, processor, images, prompts, examples, once=True)
-    scores_BA = torch.tensor(log_likelihoods(model, batch, [texts] * len(images)))
-    if by_length:
-        scores_BA = scores_BA / torch.tensor([len(text) for text in texts])
-    return [choices[index] for index in scores_BA.argmax(dim=1).tolist()]
+    return torch.tensor(log_likelihoods(model, batch, [endings(processor, choices)] * len(images)))
 
 
 @torch.no_grad()
@@ -110,11 +118,19 @@ def embed_texts(model: VisionLanguageModel, processor: Processor, texts: Sequenc
     return model.encode_text(**to_device(stack([[processor.encode(text)] for text in texts]), model))
 
 
-@torch.no_grad()
 def rank_answers(
     model: VisionLanguageModel, processor: Processor, images: Tensor, questions: Sequence[str]
 ) -> list[str]:
-    """For each image the candidate whose text "question answer" lies nearest. Each distinct text is embedded once."""
+    """For each image the candidate whose text "question answer" lies nearest."""
+    cosines_BA = answer_cosines(model, processor, images, questions)
+    return [processor.answers[index] for index in cosines_BA.argmax(dim=1).tolist()]
+
+
+@torch.no_grad()
+def answer_cosines(
+    model: VisionLanguageModel, processor: Processor, images: Tensor, questions: Sequence[str]
+) -> Tensor:
+    """[B, A] of each image and the text "question answer". Each distinct text is embedded once."""
     if not processor.answers:
         raise UserError("found no candidate answers; expected a dual encoder tuned on questions; finetune the model")
     distinct = list(dict.fromkeys(questions))
@@ -123,5 +139,28 @@ def rank_answers(
     texts_QAE = torch.cat(parts).unflatten(0, (len(distinct), -1))
     which = torch.tensor([distinct.index(question) for question in questions], device=model.device)
     image_BE = model.encode_image(images.to(model.device))
-    scores_BA = (texts_QAE[which] @ image_BE[:, :, None])[:, :, 0]
-    return [processor.answers[index] for index in scores_BA.argmax(dim=1).tolist()]
+    return (texts_QAE[which] @ image_BE[:, :, None])[:, :, 0]
+
+
+def answer_probabilities(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], questions: Sequence[str], text: str
+) -> list[float]:
+    """How likely the model answers each question with this text: a language model of all that it could write, others
+    of `processor.answers`; 0 where those don't have it.
+
+    Raises:
+        UserError: the model can't answer.
+    """
+    if model.language_model is not None:
+        roomy = copy(processor)  # a long question leaves no positions for the text
+        roomy.text_limit -= len(endings(processor, [text])[0])
+        return choice_scores(model, roomy, images, questions, [text])[:, 0].exp().tolist()
+    if model.answers is not None:
+        logits_BA = answer_logits(model, processor, images, questions)
+    else:
+        check_answers(model)
+        seen = picture_inputs(model, processor, images)["images"]
+        logits_BA = model.projection.scale() * answer_cosines(model, processor, seen, questions)
+    if text not in processor.answers:
+        return [0.0] * len(questions)
+    return logits_BA.float().softmax(dim=1)[:, processor.answers.index(text)].tolist()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vlmpipe.errors import UserError
 from vlmpipe.models.generate.rows import picture_inputs, to_device
@@ -14,11 +15,23 @@ from vlmpipe.models.processor import Processor, stack
 from vlmpipe.models.vlm import VisionLanguageModel
 
 
-@torch.no_grad()
 def classify_answers(
     model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], questions: Sequence[str]
 ) -> list[str]:
-    """For each picture and question the likeliest of `processor.answers`: class i of the head `answers` is answer i.
+    """For each picture and question the likeliest of `processor.answers`.
+
+    Raises:
+        UserError: the model was not tuned on questions.
+    """
+    logits_BA = answer_logits(model, processor, images, questions)
+    return [processor.answers[index] for index in logits_BA.argmax(dim=1).tolist()]
+
+
+@torch.no_grad()
+def answer_logits(
+    model: VisionLanguageModel, processor: Processor, images: Sequence[Image.Image], questions: Sequence[str]
+) -> Tensor:
+    """[B, A] of `processor.answers`: class i of the head `answers` is answer i.
 
     Raises:
         UserError: the model was not tuned on questions.
@@ -27,5 +40,4 @@ def classify_answers(
         raise UserError("found no known answers; expected a model tuned on questions; finetune the model")
     words = to_device(stack([[processor.encode(question)] for question in questions]), model)
     logits_BA = model(**picture_inputs(model, processor, images), **words, heads=("answers",)).answers
-    known_BA = logits_BA[:, : len(processor.answers)]
-    return [processor.answers[index] for index in known_BA.argmax(dim=1).tolist()]
+    return logits_BA[:, : len(processor.answers)]
