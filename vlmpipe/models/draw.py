@@ -25,7 +25,7 @@ def draw(
     temperature: float = 1.0,
     top_k: int = 0,
     guidance: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> list[Image.Image]:
     """One picture per caption.
 
@@ -34,7 +34,7 @@ def draw(
         top_k: sample among so many of the likeliest codes only; 0: among all.
         guidance: how far to go from the logits without a caption to those with it, and beyond at more than 1
             (arXiv 2207.12598); 1 asks the model once instead of twice.
-        seed: picture number i is drawn with seed + i.
+        seed: picture number i is drawn with seed + i, or with its own of as many.
 
     Raises:
         UserError: the model writes no pictures, or a number makes no sense.
@@ -67,7 +67,8 @@ def sample_codes(model, processor, captions, temperature, top_k, guidance, seed)
     if guidance != 1:
         rows += [[EncodedText((processor.bos,), 0)]] * len(captions)
     words = to_device(stack(rows), model)
-    generators = [torch.Generator().manual_seed(seed + place) for place in range(len(captions))]
+    seeds = [seed + place for place in range(len(captions))] if isinstance(seed, int) else seed
+    generators = [torch.Generator().manual_seed(own) for own in seeds]
     cache, written = Cache(), []
     next_B1 = torch.full((len(rows), 1), model.codes.config.start, device=model.device)
     for _ in range(model.codes.config.length):
