@@ -32,7 +32,7 @@ from vlmpipe.errors import UserError  # noqa: E402
 from vlmpipe.shards import read_json, write_json  # noqa: E402
 
 WIDTH = 128  # of the words in a small preset; the published sizes are wider
-WORLD = "world.scenes.tasks.names=[captions,detection,regions]"
+WORLD = "world.scenes.tasks.names=[captions,classes,detection,regions]"
 PARENTS = ("pack", "scorer")  # what all models start from
 LAST = "gate_finetune"
 
