@@ -11,6 +11,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from vlmpipe.evaluate import waivers
 from vlmpipe.evaluate.gate import explain
 from vlmpipe.shards import read_json
 
@@ -121,16 +122,29 @@ def expectations_text(records: Sequence[Mapping[str, Any]], docs: Path) -> str:
 
 
 def verdict_text(verdict: Mapping[str, Any]) -> str:
-    """Markdown: the verdict, the reasons if it failed, and every number behind it."""
-    failed = [check for check in verdict["rules"] if not check["passed"]]
-    lines = [f"## {verdict['gate']}: {'FAILED' if failed else 'passed'}", ""]
-    lines += [f"- **{cell(explain(check))}**" for check in failed]
-    lines += ["", f"Champion: {verdict['champion'] or 'none yet'}", "",
-              "| | metric | rule | value | limit | champion | n |", "|---|---|---|---:|---:|---:|---:|"]
+    """Markdown: the verdict, the reasons unless it passed, the waivers, and every number behind it."""
+    lines = [f"## {verdict['gate']}: {verdict['verdict']}", ""]
+    lines += [f"- **{cell(explain(check))}**" for check in waivers.unmet(verdict)]
+    lines += [f"- {cell(waivers.line(waiver))}" for waiver in waivers.used(verdict)]
+    lines += ["", f"Champion: {cell(verdict['champion']) or 'none yet'}", "",
+              "| | metric | slice | rule | value | limit | champion | interval | n |",
+              "|---|---|---|---|---:|---:|---:|---|---:|"]
     for check in verdict["rules"]:
-        facts = [check[key] for key in ("metric", "rule", "value", "limit", "champion", "n")]
-        lines.append("| " + " | ".join(["passed" if check["passed"] else "**failed**", *map(cell, facts)]) + " |")
+        said = check["verdict"] if check["passed"] else f"**{check['verdict']}**"
+        facts = [check["metric"], part(check), *(check[key] for key in ("rule", "value", "limit", "champion")),
+                 interval(check), check["n"]]
+        lines.append("| " + " | ".join([said + (" (waived)" if check["waived"] else ""), *map(cell, facts)]) + " |")
     return "\n".join(lines)
+
+
+def part(check: Mapping[str, Any]) -> str | None:
+    """`question_type color`: the slice that a check is of."""
+    return "{name} {value}".format(**check["slice"]) if check["slice"] else None
+
+
+def interval(check: Mapping[str, Any]) -> str | None:
+    """Of the difference to the champion."""
+    return "{:+.4g} to {:+.4g}".format(*check["interval"]) if check["interval"] else None
 
 
 def samples_text(directory: Path) -> str:

@@ -180,8 +180,9 @@ def _temporary_server(root: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     url, log_path = f"http://127.0.0.1:{port}/api", Path(os.environ["PREFECT_HOME"]) / "server.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
+    own = {"PREFECT_UI_API_URL": url}  # as in `ui`
     with open(log_path, "wb") as log:
-        server = process.start(_server("127.0.0.1", port), cwd=root, output=log.fileno())
+        server = process.start(_server("127.0.0.1", port), env=own | os.environ, cwd=root, output=log.fileno())
     os.environ["PREFECT_API_URL"] = url
     try:
         import prefect.flows  # noqa: F401  takes 1.5 s and the server 4 s: side by side

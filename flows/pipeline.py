@@ -12,11 +12,14 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import artifacts
+from flows import artifacts, ask
 from flows.launch import STATE, workspace
-from flows.walk import Node, StageFailed, Walk, below, read_plan, restrict, stage_environment
+from flows.walk import Node, StageFailed, Undecided, Walk, below, read_plan, restrict, stage_environment
 from vlmpipe import process
+from vlmpipe.config import parse
 from vlmpipe.errors import GateFailed, UserError
+from vlmpipe.evaluate.waivers import waivers_path
+from vlmpipe.publish import PublishConfig, Registry
 
 LAST_OF_CURATE, FIRST_OF_TRAIN = "pack", "pretrain"
 
@@ -62,16 +65,34 @@ def _run(part: Callable, profile: str | None, overrides: Sequence[str], targets:
             wanted = {node.name for node in restrict(everything, targets)}
             nodes = [node for node in nodes if node.name in wanted]
         _say_what_is_left_out(everything, nodes)
-        walk = Walk(root, nodes, ray=_ray, needs_ray=_ray_decider(params),
-                    show=lambda node: artifacts.show(node.name, root, params))
-        try:
-            states = walk.run()
-        except (GateFailed, StageFailed, UserError):
-            _report_what_there_is(root, everything)
-            raise
+        states = _walk(root, params, nodes, everything)
         cached = sum(state == "Cached" for state in states.values())
         get_run_logger().info("%d stages: %d ran, %d cached", len(states), len(states) - cached, cached)
         _publish(root, params, nodes)
+
+
+def _walk(root: Path, params: Mapping[str, Any], nodes: Sequence[Node], everything: Sequence[Node]) -> dict[str, str]:
+    """Walk the nodes to the end, over gates that a person lets pass; the state of each stage."""
+    names = {node.name for node in nodes}
+    while True:
+        walk = Walk(root, [node for node in everything if node.name in names], ray=_ray, needs_ray=_ray_decider(params),
+                    show=lambda node: artifacts.show(node.name, root, params))
+        try:
+            return walk.run()
+        except (GateFailed, StageFailed, UserError) as error:
+            _report_what_there_is(root, everything)  # which a person may want to see before they answer
+            if not (isinstance(error, Undecided) and _let_pass(error.gate, params)):
+                raise
+        everything = read_plan(root)  # the gate's waivers are others now
+
+
+def _let_pass(gate: Node, params: Mapping[str, Any]) -> bool:
+    """Whether a person, if the workspace asks one, says that a gate which can't decide may pass."""
+    publish = parse(PublishConfig, params.get("publish"), "params.yaml: publish")
+    if not publish.ask:
+        return False
+    waivers = waivers_path(params["results"], gate.verdict.parent.name)
+    return ask.ask(gate.verdict, waivers, publish.ask_hours)
 
 
 def _params(profile: str | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -97,8 +118,6 @@ def _say_what_is_left_out(everything: Sequence[Node], nodes: Sequence[Node]) -> 
 
 
 def _publish(root: Path, params: Mapping[str, Any], nodes: Sequence[Node]) -> None:
-    from vlmpipe.publish import Registry
-
     registry = Registry(root, params)
     judged = any(node.verdict == root / registry.verdict_path for node in nodes)
 
@@ -157,14 +176,14 @@ def workspace_tag(root: Path) -> str:
 
 
 def _close_killed_runs(root: Path) -> None:
-    """Whoever holds the run lock is the only live run: others that still say "Running" were killed."""
+    """Whoever holds the run lock is the only live run: others that still say "Running" or "Paused" were killed."""
     from prefect import runtime
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.states import Crashed
 
-    ours = {"tags": {"all_": [workspace_tag(root)]}, "state": {"type": {"any_": ["RUNNING"]}}}
+    ours = {"tags": {"all_": [workspace_tag(root)]}, "state": {"type": {"any_": ["RUNNING", "PAUSED"]}}}
     with get_client(sync_client=True) as client:
         which = FlowRunFilter.model_validate(ours)
         for run in client.read_flow_runs(flow_run_filter=which, sort=FlowRunSort.ID_DESC, limit=200):

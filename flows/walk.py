@@ -27,6 +27,7 @@ from prefect.states import Completed, State
 from vlmpipe import process
 from vlmpipe.errors import GateFailed, UserError
 from vlmpipe.evaluate.gate import explain
+from vlmpipe.evaluate.waivers import unmet
 from vlmpipe.shards import read_json
 
 PERCENT = re.compile(r"\((\d{1,3})%\)")
@@ -42,6 +43,14 @@ TAIL_LINES = 12
 
 class StageFailed(RuntimeError):
     """A stage ended for a reason that is neither the user's input nor a gate's verdict."""
+
+
+class Undecided(GateFailed):
+    """A gate's verdict is INCONCLUSIVE; `gate` is its stage."""
+
+    def __init__(self, message: str, gate: "Node"):
+        super().__init__(message)
+        self.gate = gate
 
 
 @dataclass(frozen=True)
@@ -297,12 +306,13 @@ class Walk:
         failed = [name for name, state in states.items() if state.is_failed() or state.is_crashed()]
         if not failed:
             return
+        errors = {name: states[name].result(raise_on_failure=False) for name in failed}
+        failed.sort(key=lambda name: isinstance(errors[name], Undecided))  # others stop the run whatever a person says
         skipped = [name for name, state in states.items() if state.is_pending()]
         logger = get_run_logger()
         if skipped:
             logger.warning("not run, because something above failed: %s", ", ".join(skipped))
-        states[failed[0]].result()  # raises
-        raise AssertionError(f"{failed[0]} failed without an exception")
+        raise errors[failed[0]]
 
 
 def default_jobs() -> int:
@@ -330,7 +340,9 @@ def failure(node: Node, tail: Sequence[str]) -> Exception:
     if node.verdict is not None and node.verdict.exists():
         verdict = read_json(node.verdict)
         if not verdict["passed"]:
-            reasons = "; ".join(explain(check) for check in verdict["rules"] if not check["passed"])
+            reasons = "; ".join(map(explain, unmet(verdict)))
+            if verdict["verdict"] == "INCONCLUSIVE":
+                return Undecided(f"gate {verdict['gate']} can't decide: {reasons}", node)
             return GateFailed(f"gate {verdict['gate']} failed: {reasons}")
     own = [line for line in tail if not line.startswith(DVC_LINES)]
     reason = own[-1] if own else tail[-1] if tail else "it said nothing"

@@ -78,13 +78,18 @@ elif stage == "select":
     steps = [{"reason": "low", "rows": len(rows), "dropped": len(rows) - len(kept)}]
     write("data/toy/selection/funnel.json", json.dumps({"steps": steps}))
 elif stage == "gate":
+    from vlmpipe.evaluate import gate as gates
     from vlmpipe.evaluate.gate import GateConfig, Rule, gate
     from vlmpipe.errors import GateFailed
+    judge = gates.judge
+    if Path("undecided").exists():
+        gates.judge = lambda *known: [check | {"verdict": "INCONCLUSIVE"} for check in judge(*known)]
     kept = len(Path("data/toy/selection/rows.txt").read_text().split())
     write("metrics.json", json.dumps({"metrics": {"kept": kept}, "n": {"kept": kept}}))
     try:
         gate("data", [Path("metrics.json")], None, Path("results/toy/gates/data/verdict.json"),
-             GateConfig({"kept": Rule("kept", min=float(params["floor"]))}))
+             GateConfig({"kept": Rule("kept", min=float(params["floor"]))}),
+             waivers=Path("results/toy/waivers/data.yaml"))
     except GateFailed as failed:
         sys.exit(f"gate failed: {failed}")
 elif stage == "pack":

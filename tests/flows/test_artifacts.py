@@ -13,6 +13,7 @@ from flows.artifacts import cell, expectations_text, samples_text, show, slug, v
 from vlmpipe.errors import GateFailed
 from vlmpipe.evaluate import tasks
 from vlmpipe.evaluate.gate import GateConfig, Rule, gate
+from vlmpipe.evaluate.waivers import Waiver, add_waivers, today
 
 PARAMS = {"profile": "toy", "root": "data/toy", "results": "results/toy"}
 
@@ -67,9 +68,16 @@ def test_a_verdict_shows_every_number(tmp_path, made):
     show("gate_finetune", tmp_path, PARAMS)
     text = made["toy-gate-finetune"]
     assert text == verdict_text(json.loads(path.read_text()))
-    assert text.startswith("## finetune: FAILED")
-    assert "| **failed** | vqa.accuracy | min | 0.7 | 0.85 |  | 300 |" in text
-    assert "| passed | vqa.wrong | max | 0.1 | 0.5 |" in text
+    assert text.startswith("## finetune: FAIL\n\n- **vqa.accuracy 0.7 is below the floor 0.85 (n 300)**")
+    assert "| **FAIL** | vqa.accuracy |  | min | 0.7 | 0.85 |  |  | 300 |" in text
+    assert "| PASS | vqa.wrong |  | max | 0.1 | 0.5 |" in text
+
+    waivers = tmp_path / "waivers.yaml"
+    add_waivers(waivers, [Waiver("a", "Ada", "the lamp was | broken", today().isoformat())])
+    gate("finetune", [tmp_path / "m.json"], None, path, GateConfig(rules), waivers=waivers)
+    text = verdict_text(json.loads(path.read_text()))
+    assert text.startswith(f"## finetune: PASS\n\n- 'a' waived by Ada until {today()}: the lamp was \\| broken")
+    assert "| **FAIL** (waived) | vqa.accuracy |" in text
 
 
 def test_samples_carry_their_pictures(tmp_path):

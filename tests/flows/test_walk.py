@@ -193,7 +193,7 @@ def test_a_failed_gate_stops_the_run_and_says_both_numbers(toy):
     assert toy.git("log", "--oneline").count("\n") == 0  # nothing was committed
     verdict = json.loads((toy.root / "results/toy/gates/data/verdict.json").read_text())
     assert verdict["passed"] is False
-    assert "FAILED" in run["artifacts"]["toy-gate-data"][1]
+    assert "## data: FAIL" in run["artifacts"]["toy-gate-data"][1]
 
     toy.set(floor=1)
     assert toy.flow()[0] == 0
