@@ -20,6 +20,7 @@ PLACES = {
     "mlcroissant": {"vlmpipe/curate/croissant.py"},
     "img2dataset": {"vlmpipe/curate/fetch.py"},
     "hydra": {"vlmpipe/compose.py"},
+    "cryptography": {"vlmpipe/evaluate/verdict.py"},
     "peft": {"vlmpipe/train/adapters.py"},
 }
 

@@ -13,6 +13,7 @@ from vlmpipe.evaluate.verdict import KEY_VARIABLE, keygen, seal
 from vlmpipe.evaluate.waivers import Waiver, add_waivers, today
 from vlmpipe.promotion import consumers
 from vlmpipe.publish import PublishConfig, Registry, champion_model, models, out_md5, rollback
+from vlmpipe.shards import sha256_directory
 
 DVC_YAML = """
 stages:
@@ -224,6 +225,19 @@ def test_a_verdict_that_does_not_cover_the_model_promotes_nothing(toy):
     with pytest.raises(UserError, match="is not what the verdict was made from"):
         toy.publish()
     metrics.write_text(metrics.read_text().replace("0.99", "0.9"))
+    toy.publish()
+    assert toy.champion() == "v0.0.1"
+
+
+def test_another_model_in_the_workspace_than_the_evaluated_one_is_not_promoted(toy):
+    toy.train(0.9)
+    verdict = toy.root / "results/toy/gates/finetune/verdict.json"
+    judged = json.loads(verdict.read_text())
+    evaluation = {"models": {"challenger": sha256_directory(toy.root / "data/toy/models/finetune")}}
+    verdict.write_text(json.dumps(seal(judged | {"evaluation": {"models": {"challenger": "0" * 64}}})))
+    with pytest.raises(UserError, match=r"data/toy/models/finetune has sha256 .*, the evaluated model 000000000000"):
+        toy.publish()
+    verdict.write_text(json.dumps(seal(judged | {"evaluation": evaluation})))
     toy.publish()
     assert toy.champion() == "v0.0.1"
 

@@ -9,7 +9,7 @@ from vlmpipe.config import to_dict
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.verdict import check, difference, inputs, lineage
 from vlmpipe.evaluate.waivers import read_waivers, refuse_expired, used, waivers_path
-from vlmpipe.shards import read_json, sha256_file
+from vlmpipe.shards import read_json, sha256_directory, sha256_file
 
 VERDICT = "verdict.json"
 
@@ -50,7 +50,7 @@ class Promotion:
             self._refuse_unless_standing(path)
         verdict = read_json(self.root / self.verdict_path)
         self._refuse_other_metrics(verdict)
-        self._refuse_other_model()
+        self._refuse_other_model(verdict)
         self._refuse_other_lineage(verdict)
         if verdict["champion"] != self.champion:
             raise UserError(f"no promotion: the verdict compares with champion {verdict['champion'] or 'none'}; "
@@ -84,10 +84,16 @@ class Promotion:
                 raise UserError(f"no promotion: {file['path']} is not what the verdict was made from; "
                                 f"{_again(self.gate)}")
 
-    def _refuse_other_model(self) -> None:
+    def _refuse_other_model(self, verdict: Mapping[str, Any]) -> None:
         for stage, md5 in consumers(self.lock, self.model):
             if md5 != self.md5:
                 raise UserError(f"no promotion: stage {stage} last saw another model than dvc.lock holds; `dvc repro`")
+        if verdict.get("evaluation") is None:
+            return
+        judged, found = verdict["evaluation"]["models"]["challenger"], sha256_directory(self.root / self.model)
+        if judged != found:
+            raise UserError(f"no promotion: {self.model} has sha256 {found[:12]}…, the evaluated model {judged[:12]}…; "
+                            f"expected the same; `dvc checkout {self.model}`, or `dvc repro`")
 
     def _refuse_other_lineage(self, verdict: Mapping[str, Any]) -> None:
         judged = (verdict.get("hashes") or {}).get("stages")
