@@ -25,10 +25,10 @@ def test_every_file_of_configs_composes_to_what_the_stages_take(group, choice):
 def test_a_task_brings_its_gates_unless_the_model_does():
     asked = {
         (model, task): compose("scenes", [f"model={model}", f"task={task}"], CONFIGS)["gates"]["finetune"]["rules"]
-        for model, task in (("llava", "classes"), ("clip", "classes"), ("clipseg", "regions"))
+        for model, task in (("llava", "classes"), ("vilt", "classes"), ("clipseg", "regions"))
     }
     assert asked["llava", "classes"]["accuracy"]["metric"] == "classification.accuracy"
-    assert asked["clip", "classes"]["accuracy"]["metric"] == "vqa.accuracy"
+    assert asked["vilt", "classes"]["accuracy"]["metric"] == "vqa.accuracy"
     assert asked["clipseg", "regions"]["iou"]["metric"] == "segmentation.iou"
 
 
