@@ -14,7 +14,7 @@ from vlmpipe.data.task_world import write_tasks
 from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.tasks import evaluate
-from vlmpipe.models import load
+from vlmpipe.models import build, load, save
 from vlmpipe.shards import read_json, write_manifest, write_table
 from vlmpipe.stages import STAGES, configs, validate
 from vlmpipe.train.pictures import decode_images
@@ -60,6 +60,8 @@ def started(world: Path, name: str, params: dict) -> Path:
     """The pretrained preset, made once."""
     model = world / "models" / name
     if not model.exists():
+        scorer = configs(STAGES["scorer"], params, None, "test")["config"]  # as it is made, where eyes come from it
+        save(*build(scorer.model, ["a red circle"]), world / "scorer")
         config = configs(STAGES["pretrain"], params, None, "test")
         pretrain(world / "packed", world / "scorer", model, world / "state" / name, **config, cluster=INLINE)
     return model
