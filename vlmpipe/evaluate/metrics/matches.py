@@ -4,10 +4,11 @@ Precision is over all pictures together, so it does not add up; but whether a bo
 picture. A picture drawn w times gives each of its boxes w times, at the same place in the order of scores: the
 number is exactly that of COCO's evaluation on w copies of the picture, up to the order of boxes of equal score.
 
-Shapes: B draws, N pictures, T IoUs, L labels, K boxes found, D boxes found in all pictures with one label.
+Shapes: B draws, N pictures, T IoUs, R recalls, L labels, D boxes found in all pictures with one label.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -87,36 +88,60 @@ def _match(overlaps: Sequence[Sequence[float]], crowd: Sequence[bool], iou: floa
 def average_precision(weights_BN: np.ndarray, counts_NM: np.ndarray) -> np.ndarray:
     """COCO's average precision [B] of each draw of pictures from `detection_counts`; NaN where nothing is there to
     find."""
-    ious, labels = (int(value) for value in counts_NM[0, :2])
+    labels = int(counts_NM[0, 1])
     single_BL = weights_BN @ counts_NM[:, 2 : 2 + labels]
-    boxes_NKX = counts_NM[:, 2 + labels :]
-    width = 2 + ious
-    boxes_NKX = boxes_NKX[:, : boxes_NKX.shape[1] // width * width].reshape(len(counts_NM), -1, width)
-    per_label = []
+    precision_BL = np.zeros(single_BL.shape)
+    sweep = _compiled_sweep()
     for label in range(labels):
-        picture_D, place_D = np.nonzero(boxes_NKX[..., 0] == label + 1)
-        found_DX = boxes_NKX[picture_D, place_D]
-        order = np.argsort(-found_DX[:, 1], kind="stable")
-        flags_DT = found_DX[order, 2:]
-        per_label.append(_precision(weights_BN[:, picture_D[order]], flags_DT, single_BL[:, label]))
+        picture_D, flags_TD = _found(counts_NM, label)
+        if len(picture_D):
+            sweep(weights_BN, picture_D, flags_TD, single_BL[:, label], RECALLS, precision_BL[:, label])
+    there_BL = single_BL > 0
     with np.errstate(invalid="ignore"):
-        there_BL = single_BL > 0
-        sums_B = np.where(there_BL, np.stack(per_label, axis=1), 0.0).sum(axis=1)
-        return sums_B / there_BL.sum(axis=1)
+        return np.where(there_BL, precision_BL, 0.0).sum(axis=1) / there_BL.sum(axis=1)
 
 
-def _precision(weights_BD: np.ndarray, flags_DT: np.ndarray, single_B: np.ndarray) -> np.ndarray:
-    """[B]: the mean over IoUs and 101 recalls of the best precision at that recall or a higher one."""
-    means = np.zeros(len(weights_BD))
-    if not len(flags_DT):
-        return means
-    for flags_D in flags_DT.T:
-        right_BD = np.cumsum(weights_BD * (flags_D == RIGHT), axis=1)
-        all_BD = np.cumsum(weights_BD * (flags_D != IGNORED), axis=1)
-        precision_BD = right_BD / (all_BD + np.spacing(1))
-        best_BD = np.maximum.accumulate(precision_BD[:, ::-1], axis=1)[:, ::-1]
-        for draw, single in enumerate(single_B):
-            if single > 0:
-                at = np.searchsorted(right_BD[draw] / single, RECALLS, side="left")
-                means[draw] += best_BD[draw, at[at < best_BD.shape[1]]].sum() / len(RECALLS)
-    return means / flags_DT.shape[1]
+def _found(counts_NM: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures [D] of the boxes of a label, the surest first, and whether they are right [T, D]."""
+    ious, labels = (int(value) for value in counts_NM[0, :2])
+    boxes_NM, width = counts_NM[:, 2 + labels :], 2 + ious
+    boxes_NKX = boxes_NM[:, : boxes_NM.shape[1] // width * width].reshape(len(counts_NM), -1, width)
+    picture_D, place_D = np.nonzero(boxes_NKX[..., 0] == label + 1)
+    found_DX = boxes_NKX[picture_D, place_D]
+    order = np.argsort(-found_DX[:, 1], kind="stable")
+    return picture_D[order], np.ascontiguousarray(found_DX[order, 2:].T)
+
+
+@cache
+def _compiled_sweep() -> Callable:
+    # Half a second of compiling, which only a comparison of detections needs.
+    from numba import njit
+
+    return njit(nogil=True)(_sweep)
+
+
+def _sweep(weights_BN, picture_D, flags_TD, single_B, recalls_R, out_B):
+    """Write to [B] the mean over IoUs and recalls of the best precision at that recall or a higher one."""
+    recall_D, precision_D = np.empty(len(picture_D)), np.empty(len(picture_D))
+    for b in range(len(weights_BN)):
+        if single_B[b] <= 0:
+            continue
+        total = 0.0
+        for t in range(len(flags_TD)):
+            right = counted = 0.0
+            for d in range(len(picture_D)):
+                weight = weights_BN[b, picture_D[d]]
+                if flags_TD[t, d] == RIGHT:
+                    right += weight
+                if flags_TD[t, d] != IGNORED:
+                    counted += weight
+                recall_D[d], precision_D[d] = right / single_B[b], right / (counted + 2.0**-52)
+            best, r = 0.0, len(recalls_R) - 1
+            for d in range(len(picture_D) - 1, -1, -1):
+                best = max(best, precision_D[d])
+                while r >= 0 and recalls_R[r] > recall_D[d]:  # not reached
+                    r -= 1
+                while r >= 0 and (d == 0 or recalls_R[r] > recall_D[d - 1]):  # reached here first
+                    total += best
+                    r -= 1
+        out_B[b] = total / len(recalls_R) / len(flags_TD)
