@@ -1,7 +1,7 @@
-"""The pictures that questions are asked about: no pair to train on may show one."""
+"""The pictures that questions are asked about: nothing to train on may show one."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from vlmpipe.curate.duplicates import Looks, look
+from vlmpipe.curate.duplicates import Looks, Near, look, nearest
 from vlmpipe.data.vqa import vqa_images
 from vlmpipe.errors import UserError
 from vlmpipe.images import NotAnImage, decode_rgb
@@ -42,9 +42,36 @@ def evaluation_images(questions: Path, splits: Sequence[str], chunk: int = 64) -
         for batch in batched(found, chunk):
             uids += [uid for uid, _ in batch]
             digests += [hashlib.sha256(data).hexdigest() for _, data in batch]
-            looks.append(look([_decoded(questions / split, uid, data) for uid, data in batch]))
-    hashes, thumbnails = (np.concatenate([getattr(part, name) for part in looks]) for name in ("hashes", "thumbnails"))
-    return EvaluationImages(pa.array(uids, pa.string()), pa.array(digests, pa.string()), Looks(hashes, thumbnails))
+            looks.append(_look(questions / split, batch))
+    return EvaluationImages(pa.array(uids, pa.string()), pa.array(digests, pa.string()), _joined(looks))
+
+
+def twins(asked: Mapping[str, bytes], trained: Mapping[str, bytes], near: Near, where: Path) -> dict[str, str]:
+    """The asked pictures that are near one of those trained on, each with the nearest.
+
+    Raises:
+        UserError: a picture does not decode.
+    """
+    names, looks = zip(*(_looks(pictures, where) for pictures in (asked, trained)), strict=True)
+    which, _ = nearest(*looks, near)
+    return {names[0][place]: names[1][twin] for place, twin in enumerate(which.tolist()) if twin >= 0}
+
+
+def _looks(pictures: Mapping[str, bytes], where: Path, chunk: int = 64) -> tuple[list[str], Looks]:
+    found = progress(pictures.items(), len(pictures), f"pictures of {where.name}")
+    names, looks = [], [look([])]
+    for batch in batched(found, chunk):
+        names += [name for name, _ in batch]
+        looks.append(_look(where, batch))
+    return names, _joined(looks)
+
+
+def _look(where: Path, batch: Sequence[tuple[str, bytes]]) -> Looks:
+    return look([_decoded(where, uid, data) for uid, data in batch])
+
+
+def _joined(looks: Sequence[Looks]) -> Looks:
+    return Looks(*(np.concatenate([getattr(part, name) for part in looks]) for name in ("hashes", "thumbnails")))
 
 
 def _decoded(directory: Path, uid: str, data: bytes) -> Image.Image:

@@ -29,6 +29,8 @@ class EvaluateConfig:
     limit: at most so many samples of each task, drawn with `seed`; null takes all. chunk: samples that one worker
     takes at once; batch_size: samples in one forward pass. attention_samples: pictures with attention maps, of models
     that can show where they look. templates: sentences for the classes that a dual encoder chooses among.
+    cost_samples: with how many samples seconds and memory are measured, and whether the checkpoint gives the same model
+    again; 0 measures neither.
     """
 
     tasks: tuple[TaskName, ...] = ("captioning", "vqa")
@@ -40,6 +42,7 @@ class EvaluateConfig:
     attention_samples: int = 12
     seed: int = 0
     templates: tuple[str, ...] = TEMPLATES
+    cost_samples: int = 0
 
     def __post_init__(self):
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
@@ -47,8 +50,8 @@ class EvaluateConfig:
         for name, least in (("batch_size", 1), ("chunk", 1), ("answer_tokens", 1), ("caption_tokens", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: found {getattr(self, name)}; expected at least {least}")
-        if self.attention_samples < 0 or (self.limit is not None and self.limit < 1):
-            raise UserError("attention_samples and limit: expected at least 0 and 1; use null for no limit")
+        if min(self.attention_samples, self.cost_samples) < 0 or (self.limit is not None and self.limit < 1):
+            raise UserError("attention_samples, cost_samples, limit: expected at least 0, 0 and 1; null is no limit")
         if not self.templates or any(text.count("{}") != 1 for text in self.templates):
             raise UserError(f"templates: found {list(self.templates)}; expected texts with one {{}} each")
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from vlmpipe.config import to_dict
 from vlmpipe.data.task import CLASS_CAPTION, CLASS_QUESTION, TaskConfig
 from vlmpipe.dispatch import Cluster, map_shards
 from vlmpipe.errors import UserError
+from vlmpipe.evaluate.contamination import contamination
 from vlmpipe.evaluate.store import CHALLENGER, CHAMPION, EVALUATION, tables, write_scores
 from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, Task, task_pictures
 from vlmpipe.evaluate.tasks.captions import packed_pictures, predict_captions, read_captions, score_captions
 from vlmpipe.evaluate.tasks.chunks import Chunk, Contender, Part, run_chunk, split
 from vlmpipe.evaluate.tasks.classes import predict_classes, read_classes, score_classes
 from vlmpipe.evaluate.tasks.compositionality import predict_contrasts, read_contrasts, score_contrasts
+from vlmpipe.evaluate.tasks.cost import measure
 from vlmpipe.evaluate.tasks.detection import predict_detections, read_detections, score_detections
 from vlmpipe.evaluate.tasks.hallucination import predict_polls, read_polls, score_polls
 from vlmpipe.evaluate.tasks.look import spread, write_attention
@@ -64,14 +66,16 @@ def evaluate(
     Writes `out`/samples.parquet (a row per sample: task, sample_id, image_id, question, prediction, answers, score,
     wrong_image_id, wrong_prediction, wrong_score, slices, cluster), `out`/champion.parquet (the same of the champion,
     where there is one), `out`/scores.parquet and `out`/evaluation.json (see `evaluate.store`),
-    `out`/attention/TASK-ID.npz (`map` [h, w] float32 summing to 1, `picture` [Y, X, 3] uint8), and `metrics`:
-    {"metrics": {name: number}, "n": {name: count}, "details": {…}}.
+    `out`/attention/TASK-ID.npz (`map` [h, w] float32 summing to 1, `picture` [Y, X, 3] uint8), `state`/costs.json
+    where `config` asks for it, and `metrics`: {"metrics": {name: number}, "n": {name: count}, "details": {…}}, with
+    `contamination.TASK` and `checkpoint.round_trip` too.
 
     Args:
         packed: a packed dataset; captioning reads its `test`. questions: the folder of the task's own files, of which
             the other tasks read `test`; `task` says in which format (by default VQAv2's).
         champion: its version and its model directory.
-        state: where what is done lies until all is (`chunks/`); an evaluation that was ended goes on from there.
+        state: where what is done lies until all is (`chunks/`); an evaluation that was ended goes on from there. What
+            differs each time is there too: no other run would write the same.
 
     Raises:
         UserError: no test data, a sample that can't be scored, or a model that can't do the task. Of a champion that
@@ -106,9 +110,27 @@ def evaluate(
     })
     names = (f"{shown.task}-{sample.id}" for sample in shown.samples)
     write_attention(out / "attention", dict(zip(names, looks.rows)))
-    write_json(metrics, {kind: results[0].merged(kind) for kind in ("metrics", "n", "details")})
+    trained = [key for key in config.tasks if not TASKS[key].packed]
+    found = [results[0].merged(), contamination(trained, Path(questions), files)]
+    if config.cost_samples:
+        probe = replace(shown, name="costs", samples=tuple(spread(asked[key], config.cost_samples)), attend=False)
+        found.append(measured(probe, models, config, cluster, state))
+    write_json(metrics, {kind: {key: one[kind][key] for one in found for key in one[kind]} for kind in found[0]})
     if state is not None:
         shutil.rmtree(Path(state) / "chunks", ignore_errors=True)
+
+
+def measured(
+    probe: Chunk, models: Sequence[Contender], config: EvaluateConfig, cluster: Cluster, state: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Write what the models cost to `state`/costs.json; the metrics of the challenger's checkpoint."""
+    champion = next((one for one in models if one.role == CHAMPION), None)
+    work = partial(measure, task=TASKS[probe.task], config=config, champion=champion)
+    # A dispatch by itself: beside others the models would be slower.
+    ((costs, checkpoint),) = map_shards(work, [probe], cluster, "costs")
+    if state is not None:
+        write_json(Path(state) / "costs.json", costs)
+    return checkpoint
 
 
 def contender(role: str, directory: Path) -> Contender:
@@ -132,10 +154,13 @@ class Result:
     pictures: dict[str, dict[str, tuple[str, str]]]
     unscored: dict[str, str]
 
-    def merged(self, kind: str) -> dict[str, Any]:
-        """Of all tasks, by full names."""
-        return {f"{task}.{name}": value for task, scores in self.scores.items()
-                for name, value in getattr(scores, kind).items()}
+    def merged(self) -> dict[str, dict[str, Any]]:
+        """`metrics`, `n` and `details` of all tasks, by full names."""
+        return {
+            kind: {f"{task}.{name}": value for task, scores in self.scores.items()
+                   for name, value in getattr(scores, kind).items()}
+            for kind in ("metrics", "n", "details")
+        }
 
     def clusters(self, task: str) -> dict[str, str]:
         """The same for samples whose pictures have the same bytes."""

@@ -1,0 +1,235 @@
+"""What a model costs beside the champion, and whether its checkpoint gives the same model again.
+
+Each model runs in a process of its own, so that peak memory is its own. They take turns on the same samples on the same
+machine, so that what else the machine does slows both: ratios are medians over the rounds.
+"""
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmpipe.dispatch import limit_threads
+from vlmpipe.errors import UserError
+from vlmpipe.evaluate.store import CHALLENGER, CHAMPION
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Task, decode_all, keys_of
+from vlmpipe.evaluate.tasks.chunks import Chunk, Contender, device
+from vlmpipe.evaluate.tasks.resume import fingerprint
+from vlmpipe.models import load, save
+from vlmpipe.shards import batched
+
+ROUNDS = 5
+MIB = 1 << 20
+
+# Samples with their right and their wrong pictures.
+Batches = list[tuple[list, list, list]]
+
+
+def measure(
+    chunk: Chunk, task: Task, config: EvaluateConfig, champion: Contender | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`costs`, and `checkpoint.round_trip` (1 or 0) in the same form.
+
+    Raises:
+        UserError: the model can't do the task.
+    """
+    whole = {"checkpoint.round_trip": int(round_trip(chunk, task, config))}
+    checkpoint = {"metrics": whole, "n": dict.fromkeys(whole, len(chunk.samples)), "details": {}}
+    return costs(chunk, task, config, champion), checkpoint
+
+
+def costs(
+    chunk: Chunk, task: Task, config: EvaluateConfig, champion: Contender | None = None, rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """Seconds, samples per second and memory of the chunk's model, and the ratios to the champion's.
+
+    A sample counts twice: it is asked with its right and with its wrong picture. `cost.seconds_per_sample` is one at a
+    time, `cost.samples_per_second` in batches of `config.batch_size`; decoding of pictures is not in it. Memory is the
+    peak of the process, or of what torch holds on the accelerator if there is one.
+
+    Returns:
+        {"metrics", "n", "details", "models"}; without a champion, or with one that can't do the task (`details` says
+        why), there are no ratios.
+
+    Raises:
+        UserError: the model can't do the task.
+    """
+    models = [chunk.model, *([champion] if champion else [])]
+    chunks = [replace(chunk, model=model) for model in models]
+    with subjects(chunks, task, config) as asked:
+        seconds = {one: [_round(asked, one, turn) for turn in range(-1, rounds)][1:] for one in (1, config.batch_size)}
+        memory = {role: _answer(asked, role, None) for role in list(asked)}
+    count = 2 * len(chunk.samples)
+    single, many = seconds[1], seconds[config.batch_size]
+    found = {
+        "seconds_per_sample": statistics.median(turn[CHALLENGER] for turn in single) / count,
+        "samples_per_second": count / statistics.median(turn[CHALLENGER] for turn in many),
+        "peak_memory_mib": memory[CHALLENGER] / MIB,
+    }
+    problem = asked.problems.get(CHAMPION)
+    if champion is not None and problem is None:
+        found |= {
+            "seconds_ratio": statistics.median(turn[CHALLENGER] / turn[CHAMPION] for turn in single),
+            "throughput_ratio": statistics.median(turn[CHAMPION] / turn[CHALLENGER] for turn in many),
+            "memory_ratio": memory[CHALLENGER] / memory[CHAMPION],
+        }
+    found = {f"cost.{name}": value for name, value in found.items()}
+    return {
+        "metrics": found, "n": dict.fromkeys(found, len(chunk.samples)),
+        "details": {} if problem is None else dict.fromkeys(found, f"champion: {problem}"),
+        "models": {model.role: model.sha256 for model in models},
+    }
+
+
+# --- a process for each model ------------------------------------------------------------------------------
+
+class Subjects(dict[str, Connection]):
+    """By role the processes that are ready; `problems`: why a champion's is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.problems: dict[str, str] = {}
+
+
+@contextmanager
+def subjects(chunks: Sequence[Chunk], task: Task, config: EvaluateConfig) -> Iterator[Subjects]:
+    """Processes that have loaded the chunks' models.
+
+    Raises:
+        UserError: the challenger's can't.
+    """
+    context = multiprocessing.get_context("spawn")  # fork would copy threads and locks of torch
+    found, workers = Subjects(), []
+    try:
+        for chunk in chunks:
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=_serve, args=(theirs, chunk, task, config), daemon=True)
+            worker.start()
+            theirs.close()
+            workers.append(worker)
+            found[chunk.model.role] = ours
+        for role in list(found):
+            try:
+                _received(found[role])
+            except UserError as error:
+                if role != CHAMPION:
+                    raise
+                found.problems[role] = str(error)
+                del found[role]
+        yield found
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _round(asked: Mapping[str, Connection], size: int, turn: int) -> dict[str, float]:
+    """Seconds of each model for all samples; who goes first changes with the turn."""
+    order = list(asked)[:: 1 if turn % 2 else -1]
+    return {role: _answer(asked, role, size) for role in order}
+
+
+def _answer(asked: Mapping[str, Connection], role: str, question: int | None) -> float:
+    asked[role].send(question)
+    return _received(asked[role])
+
+
+def _received(connection: Connection) -> Any:
+    try:
+        answer = connection.recv()
+    except EOFError:
+        raise RuntimeError("a process that measures costs died; it may have lacked memory") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _serve(connection: Connection, chunk: Chunk, task: Task, config: EvaluateConfig) -> None:
+    """Load the model and say so; then for each number of samples in a batch the seconds that all samples take, and
+    for None the peak of memory in bytes."""
+    limit_threads(1)
+    try:
+        model, processor = load(chunk.model.directory, device())
+        pictures = task.pictures(chunk.place, keys_of(chunk.samples), chunk.files)
+        # The warm-up, and whether the model can do it at all.
+        _predict(model, processor, task, _batches(chunk, pictures, config.batch_size), config)
+        connection.send("ready")
+        while True:
+            size = connection.recv()
+            if size is None:
+                connection.send(peak_memory())
+                continue
+            batches = _batches(chunk, pictures, size)
+            start = time.perf_counter()
+            _predict(model, processor, task, batches, config)
+            connection.send(time.perf_counter() - start)
+    except EOFError:
+        return  # whoever asked is gone
+    except Exception as error:
+        connection.send(error)
+
+
+def _batches(chunk: Chunk, pictures: Mapping[Any, bytes], size: int) -> Batches:
+    return [
+        (batch, [decode_all(pictures, sample.image) for sample in batch],
+         [decode_all(pictures, sample.wrong_image) for sample in batch])
+        for batch in batched(chunk.samples, size)
+    ]
+
+
+def _predict(model: Any, processor: Any, task: Task, batches: Batches, config: EvaluateConfig) -> list[dict]:
+    rows = [row for batch in batches for row in task.predict(model, processor, *batch, config)]
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    return rows
+
+
+def peak_memory() -> int:
+    """Bytes: of torch on the accelerator, else of this process."""
+    if device() == "cuda":
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux hands a new process its parent's peak in `ru_maxrss`
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# --- the checkpoint ----------------------------------------------------------------------------------------
+
+def round_trip(chunk: Chunk, task: Task, config: EvaluateConfig) -> bool:
+    """Whether the model that is loaded, saved and loaded again has the same weights and says the same, to the bit."""
+    pictures = task.pictures(chunk.place, keys_of(chunk.samples), chunk.files)
+    batches = _batches(chunk, pictures, config.batch_size)
+    with tempfile.TemporaryDirectory(prefix="vlmpipe-") as folder:
+        once, processor = load(chunk.model.directory, device())
+        save(once, processor, Path(folder))
+        said = fingerprint(_predict(once, processor, task, batches, config))
+        again, processor = load(Path(folder), device())
+        if fingerprint(_predict(again, processor, task, batches, config)) != said:
+            return False
+    return same_weights(once, again)
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """To the bit; NaN is the same as itself."""
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype and ours[name].shape == theirs[name].shape
+        and _bytes(ours[name]) == _bytes(theirs[name])
+        for name in ours
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
