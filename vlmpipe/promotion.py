@@ -54,7 +54,8 @@ class Promotion:
         self._refuse_other_lineage(verdict)
         if verdict["champion"] != self.champion:
             raise UserError(f"no promotion: the verdict compares with champion {verdict['champion'] or 'none'}; "
-                            f"expected {self.champion or 'none'}, the champion now; {_again(self.gate)}")
+                            f"expected {self.champion or 'none'}, the champion now; score both anew (`dvc repro "
+                            f"--single-item --force evaluate_{self.gate}`), {_again(self.gate)}")
 
     def _upstream_verdicts(self) -> list[str]:
         read = {path for stage in self.lock.get("stages", {}).values() for path in inputs(stage)}
