@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 
 from vlmpipe.config import parse
 from vlmpipe.data.planting import SHARES
+from vlmpipe.data.scenes import LEFT_OUT
 from vlmpipe.data.vqa import read_vqa, vqa_images
 from vlmpipe.data.web import serve
 from vlmpipe.data.world import QuestionsConfig, WorldConfig, build
@@ -284,3 +287,15 @@ def test_the_real_shelf(tmp_path):
     assert len(pool) == 3986 - 40 + 75
     planted = Counter(row["fault"] for row in pq.read_table(tmp_path / "planted.parquet").to_pylist())
     assert planted["broken_image"] == 44
+
+
+def test_what_is_left_out_is_learned_from_nowhere(tmp_path):
+    config = replace(SMALL, pools={"scenes": 200}, leave_out=True)
+    build("scenes", tmp_path, config)
+    planted = pq.read_table(tmp_path / "planted.parquet").to_pylist()
+    said = [row["caption"] for row in planted if row["fault"] != "in_evaluation" and row["language"] == "en"]
+    said += [row["caption"] for row in read_rows(tmp_path / "trusted").to_pylist()]
+    asked = read_vqa(tmp_path / "questions" / "train")
+    said += [e.question for e in asked if e.question_type == "presence" and e.answer == "yes"]
+    named = {(color, shape) for text in said for color, shape in re.findall(r"(?=\b(\w+) (\w+)\b)", text.lower())}
+    assert not named & LEFT_OUT and {color for color, _ in LEFT_OUT} <= {color for color, _ in named}

@@ -29,7 +29,7 @@ from vlmpipe.train.tasks import TaskSource
 CONFIGS = Path(__file__).parents[2] / "configs"
 KINDS = {
     "vqa": "questions", "classification": "classes", "statements": "statements", "segmentation": "regions",
-    "referring": "regions", "detection": "detection",
+    "referring": "regions", "detection": "detection", "generalisation": "combinations",
 }
 FIRST = {"segmentation": "iou", "detection": "ap"}
 

@@ -73,12 +73,14 @@ class Row:
 
 @dataclass
 class Material:
-    """What faults are made of: random numbers of this row, picture side in pixels, twins and evaluation scenes."""
+    """What faults are made of: random numbers of this row, picture side in pixels, twins and evaluation scenes, and
+    looks that nothing has."""
 
     rng: np.random.Generator
     size: int
     twins: Iterator[Draft]
     evaluation: Iterator[tuple[int, Scene]]
+    without: frozenset[tuple[str, str]]
 
 
 def sound(draft: Draft, size: int) -> Row:
@@ -178,9 +180,9 @@ def near_duplicate(draft: Draft, material: Material) -> Row:
 
 def swapped(draft: Draft, material: Material) -> Row:
     """The caption of another picture."""
-    other = Scene.sample(material.rng)
+    other = Scene.sample(material.rng, material.without)
     while _looks(other) == _looks(draft.scene):
-        other = Scene.sample(material.rng)
+        other = Scene.sample(material.rng, material.without)
     return _row(draft, _picture(draft, material), said=caption(other, draft.painter, material.rng))
 
 
@@ -260,17 +262,17 @@ RECOVERS = {"busy", "unavailable", "slow"}
 
 def plant(
     pool: str, rows: int, seed: int, size: int, women: float, shares: Mapping[str, float],
-    evaluation: Sequence[tuple[int, Scene]],
+    evaluation: Sequence[tuple[int, Scene]], without: frozenset[tuple[str, str]] = frozenset(),
 ) -> Iterator[Row]:
     """The rows of a pool in list order: `shares` of each fault, the others sound.
 
     `women` is the share of pairs painted by a woman, the planted skew. `evaluation` are the (image id, scene) of
-    the test questions.
+    the test questions, `without` the (colour, shape) pairs that no other picture shows.
     """
     rng = stream(seed, "plan", pool)
     faults = _assign(rows, shares, rng)
     groups = np.where(rng.permutation(rows) < round(rows * women), "women", "men")
-    drafts = [_draft(pool, number, str(groups[number]), seed) for number in range(rows)]
+    drafts = [_draft(pool, number, str(groups[number]), seed, without) for number in range(rows)]
     clean = [draft for draft, fault in zip(drafts, faults) if fault is None]
     twins = (clean[i] for i in rng.permutation(len(clean)))
     tested = cycle([evaluation[i] for i in rng.permutation(len(evaluation))])
@@ -279,7 +281,7 @@ def plant(
         if fault is None:
             yield sound(draft, size)
         else:
-            material = Material(stream(seed, "fault", pool, draft.number), size, twins, tested)
+            material = Material(stream(seed, "fault", pool, draft.number), size, twins, tested, without)
             row = by_name[fault](draft, material)
             yield dataclasses.replace(row, fault=fault, recovers=fault in RECOVERS)
 
@@ -295,8 +297,8 @@ def _assign(rows: int, shares: Mapping[str, float], rng: np.random.Generator) ->
     return [faults[i] for i in rng.permutation(rows)]
 
 
-def _draft(pool: str, number: int, group: str, seed: int) -> Draft:
+def _draft(pool: str, number: int, group: str, seed: int, without: frozenset[tuple[str, str]]) -> Draft:
     rng = stream(seed, pool, number)
-    scene, painters = Scene.sample(rng), PAINTERS[group]
+    scene, painters = Scene.sample(rng, without), PAINTERS[group]
     painter = painters[int(rng.integers(len(painters)))]
     return Draft(pool, number, scene, group, painter, caption(scene, painter, rng))

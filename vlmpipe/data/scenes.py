@@ -22,6 +22,8 @@ COLORS = {
     "purple": (132, 50, 160),
     "orange": (240, 128, 24),
 }
+# A look of each colour, for where combinations are left out of training; each colour and each shape has others.
+LEFT_OUT = frozenset((color, SHAPES[number % len(SHAPES)]) for number, color in enumerate(COLORS))
 # Large enough to tell the forms apart in a 64-pixel copy.
 DIAMETERS = {"small": 0.2, "large": 0.4}
 PLACES = ("left", "right", "top", "bottom", "middle")
@@ -67,10 +69,13 @@ class Scene:
     background: int
 
     @classmethod
-    def sample(cls, rng: np.random.Generator) -> "Scene":
-        """A random scene. All (colour, shape) pairs in it differ, so "the red circle" names one item."""
+    def sample(cls, rng: np.random.Generator, without: frozenset[tuple[str, str]] = frozenset()) -> "Scene":
+        """A random scene. All (colour, shape) pairs in it differ, so "the red circle" names one item; none is one of
+        those that it is `without`."""
         row = pick(rng, ROWS[int(rng.integers(1, 1 + len(ROWS)))])
         looks = different_looks(rng, len(row))
+        while not without.isdisjoint(looks):
+            looks = different_looks(rng, len(row))
         # The repeated colour or form is not always at the front.
         order = rng.permutation(len(row))
         items = tuple(_item(rng, *looks[i], place) for i, place in zip(order, row))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vlmpipe.config import nearest
+from vlmpipe.data.groups import write_groups
 from vlmpipe.data.masks import Polygons
 from vlmpipe.data.pictures import Pictures, pictures
 from vlmpipe.data.planting import jpeg, stream
@@ -220,17 +221,33 @@ def _questions(directory: Path, part: Part) -> None:
 
 
 def _clevr(directory: Path, part: Part) -> None:
+    _write_clevr(directory, part, part.scenes, part.drawn, "clevr")
+
+
+def _combinations(directory: Path, part: Part) -> None:
+    """As CLEVR's CoGenT: no training scene has one of the looks that are left out, half of the test's have."""
+    rng = part.rng("combinations")
+    scenes = [
+        layouts.sample_combination(rng, part.held_out, part.held_out and number % 2 == 0) for number in part.ids
+    ]
+    _write_clevr(directory, part, scenes, [scene.draw(part.side) for scene in scenes], "combined")
+
+
+def _write_clevr(
+    directory: Path, part: Part, shown: Sequence[Scene], drawn: Sequence[Image.Image], asking: str
+) -> None:
+    """Questions of every family on the scenes; `asking` names the stream of chance."""
     names = [f"CLEVR_{part.split}_{image_id:06d}.png" for image_id in part.ids]
     mix = {str(family): 1 for family in range(len(programs.FAMILIES))}
-    asked = ask(part.scenes, PER_SCENE, part.rng("clevr"), mix, programs.candidates)
+    asked = ask(shown, PER_SCENE, part.rng(asking), mix, programs.candidates)
     records = [
         QuestionRecord(
             str(image_id * 10 + i), (name,), q.text, (q.answer,), slices={"family": q.kind}, program=q.program,
         )
         for image_id, name, questions in zip(part.ids, names, asked) for i, q in enumerate(questions)
     ]
-    scenes = [_clevr_scene(*known, part.side) for known in zip(part.ids, names, part.scenes)]
-    write_clevr(directory, records, scenes, zip(names, map(png, part.drawn)), part.split)
+    scenes = [_clevr_scene(*known, part.side) for known in zip(part.ids, names, shown)]
+    write_clevr(directory, records, scenes, zip(names, map(png, drawn)), part.split)
 
 
 def _clevr_scene(image_id: int, name: str, scene: Scene, side: int) -> ClevrScene:
@@ -250,8 +267,11 @@ def _clevr_scene(image_id: int, name: str, scene: Scene, side: int) -> ClevrScen
 def _classes(directory: Path, part: Part) -> None:
     rng = part.rng("classes")
     scenes = [(i, layouts.sample_layout(rng, part.held_out, count=1)) for i in part.ids]
-    labelled = ((i, f"{scene.items[0].color} {scene.items[0].shape}", scene) for i, scene in scenes)
-    write_folders(directory, ((_classified(i, label), jpeg(scene.draw(part.side))) for i, label, scene in labelled))
+    labelled = [(_classified(i, f"{s.items[0].color} {s.items[0].shape}"), s) for i, s in scenes]
+    write_folders(directory, ((record, jpeg(scene.draw(part.side))) for record, scene in labelled))
+    write_groups(directory, {
+        record.image: {"size": scene.items[0].size, "place": scene.items[0].place} for record, scene in labelled
+    })
 
 
 def _classified(image_id: int, label: str) -> ClassRecord:
@@ -389,4 +409,5 @@ TASKS = {
     "swaps": Task(_swaps, "sugarcrepe"),
     "pairs": Task(_pairs, "winoground"),
     "objects": Task(_objects, "pope"),
+    "combinations": Task(_combinations, "clevr"),
 }

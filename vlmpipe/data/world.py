@@ -22,7 +22,7 @@ from vlmpipe.data import textbooks
 from vlmpipe.data.captions import PAINTERS, caption
 from vlmpipe.data.planting import SHARES, Row, jpeg, plant, stream
 from vlmpipe.data.questions import Question, ask
-from vlmpipe.data.scenes import Scene
+from vlmpipe.data.scenes import LEFT_OUT, Scene
 from vlmpipe.data.task_world import SMALLEST, TASKS, write_tasks
 from vlmpipe.data.vqa import VqaExample, answer_type, write_vqa
 from vlmpipe.data.web import FOLDERS, PAGES, write_pages
@@ -75,7 +75,9 @@ class WorldConfig:
 
     pools: pool name -> pairs in it (of textbooks: at most; hostile images come on top). trusted: pairs of the
     scorer's training set. size: side of a scene in pixels. women: share of scenes painted by a woman, the planted
-    skew. faults: fault -> share of a pool's rows, in place of the default (`planting.SHARES`); 0 plants none.
+    skew. leave_out: whether no picture to learn from (pools, trusted set, training questions) shows one of the
+    combinations of colour and shape in `scenes.LEFT_OUT`. faults: fault -> share of a pool's rows, in place of the
+    default (`planting.SHARES`); 0 plants none.
     path: the folder that holds `textbooks/` and `hostile-images/`.
     """
 
@@ -87,6 +89,7 @@ class WorldConfig:
     tasks: TasksConfig = field(default_factory=TasksConfig)
     size: int = 224
     women: float = 0.35
+    leave_out: bool = False
     faults: dict[str, float] = field(default_factory=dict)
     path: str = "../shared/data"
 
@@ -112,6 +115,11 @@ class WorldConfig:
         if sum(self.shares.values()) > MOST_FAULTS:
             raise UserError(f"faults: found shares that sum to {sum(self.shares.values()):.2f}; expected at most "
                             f"{MOST_FAULTS}, so that sound pairs are left; lower some")
+
+    @property
+    def without(self) -> frozenset[tuple[str, str]]:
+        """The (colour, shape) pairs that nothing to learn from shows."""
+        return LEFT_OUT if self.leave_out else frozenset()
 
     @property
     def shares(self) -> dict[str, float]:
@@ -140,13 +148,14 @@ def build(name: str, out: Path, config: WorldConfig) -> None:
 
 def _build_scenes(name: str, out: Path, config: WorldConfig) -> None:
     questions, tested = config.questions, _scenes(config, "test", config.questions.test_pictures)
-    _ask_scenes(out, "train", _scenes(config, "train", questions.train_pictures), questions.train_each, config)
+    trained = _scenes(config, "train", questions.train_pictures, config.without)
+    _ask_scenes(out, "train", trained, questions.train_each, config)
     _ask_scenes(out, "test", tested, questions.test_each, config)
     write_pairs(out / "trusted", "trusted", progress(_trusted(config), config.trusted, f"world {name} trusted"))
     evaluation = list(enumerate(tested, TEST_IDS + 1))
     planted = []
     for pool, rows in config.sizes.items():
-        planned = plant(pool, rows, config.seed, config.size, config.women, config.shares, evaluation)
+        planned = plant(pool, rows, config.seed, config.size, config.women, config.shares, evaluation, config.without)
         listed = list(progress(planned, rows, f"world {name} pool {pool}"))
         write_pages(out / PAGES / f"{pool}.parquet", (row.page for row in listed))
         shards.write_table(out / "pools" / f"{pool}.parquet", _table(listed, ("url", "caption")))
@@ -156,9 +165,11 @@ def _build_scenes(name: str, out: Path, config: WorldConfig) -> None:
         write_tasks(out / "tasks", config.tasks.scenes, config.seed, config.tasks.size, config.tasks.names)
 
 
-def _scenes(config: WorldConfig, part: str, count: int) -> list[Scene]:
+def _scenes(
+    config: WorldConfig, part: str, count: int, without: frozenset[tuple[str, str]] = frozenset()
+) -> list[Scene]:
     rng = stream(config.seed, part)
-    return [Scene.sample(rng) for _ in range(count)]
+    return [Scene.sample(rng, without) for _ in range(count)]
 
 
 def _ask_scenes(out: Path, part: str, scenes: Sequence[Scene], each: int, config: WorldConfig) -> None:
@@ -171,7 +182,7 @@ def _trusted(config: WorldConfig) -> Iterator[tuple[str, str, bytes]]:
     painters = [painter for group in PAINTERS.values() for painter in group]
     for number in range(config.trusted):
         rng = stream(config.seed, "trusted", number)
-        scene = Scene.sample(rng)
+        scene = Scene.sample(rng, config.without)
         said = caption(scene, painters[int(rng.integers(len(painters)))], rng)
         yield f"http://trusted.scenes.test/{number:05d}.jpg", said, jpeg(scene.draw(config.size))
 

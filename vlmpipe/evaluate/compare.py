@@ -6,7 +6,7 @@ from vlmpipe.evaluate.statistics import REPLICATES, Bootstrap, Statistic, bootst
 from vlmpipe.evaluate.store import Pair, Scored, metric_of
 
 # Endings of a metric's name, or of the part before a slice's: `vqa.accuracy_wrong_image.color`.
-LOWER_IS_BETTER = ("perplexity", "wrong_image", "chair.s", "chair.i", "fid", "calibration_error")
+LOWER_IS_BETTER = ("perplexity", "wrong_image", "chair.s", "chair.i", "fid", "calibration_error", "drop", "gap")
 
 
 def lower_is_better(metric: str) -> bool:

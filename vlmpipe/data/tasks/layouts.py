@@ -9,7 +9,7 @@ import numpy as np
 
 from vlmpipe.data.questions import article
 from vlmpipe.data.records import Box
-from vlmpipe.data.scenes import COLORS, SHAPES, Item, Scene, different_looks, outline, pick
+from vlmpipe.data.scenes import COLORS, LEFT_OUT, SHAPES, Item, Scene, different_looks, outline, pick
 
 QUARTERS = {
     "top left": (0.26, 0.26), "top right": (0.74, 0.26), "bottom left": (0.26, 0.74), "bottom right": (0.74, 0.74),
@@ -37,6 +37,14 @@ def sample_layout(rng: np.random.Generator, held_out: bool, count: int | None = 
         items = tuple(_item(rng, looks[i], tuple(QUARTERS)[place]) for i, place in zip(order, places))
         scene = Scene(items, int(rng.integers(2**31)))
         if is_held_out(arrangement(scene)) == held_out:
+            return scene
+
+
+def sample_combination(rng: np.random.Generator, held_out: bool, unseen: bool) -> Scene:
+    """A random scene with at least one of the looks that are left out, or with none."""
+    while True:
+        scene = sample_layout(rng, held_out)
+        if unseen != LEFT_OUT.isdisjoint((item.color, item.shape) for item in scene.items):
             return scene
 
 

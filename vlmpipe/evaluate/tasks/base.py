@@ -13,12 +13,14 @@ from vlmpipe.data.records import Record
 from vlmpipe.data.task import TaskConfig, read_pictures, read_records
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.store import Counts
+from vlmpipe.evaluate.tasks.corruptions import RobustnessConfig
 from vlmpipe.images import NotAnImage, decode_rgb
 
 TaskName = Literal[
     "captioning", "vqa", "classification", "statements", "segmentation", "referring", "detection", "compositionality",
-    "retrieval", "matching", "hallucination",
+    "retrieval", "matching", "hallucination", "robustness", "generalisation", "text_prior", "few_shot",
 ]
+MOST_SHOTS = 8  # answered questions that are kept at hand as examples
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "there is a {}")
 
 
@@ -28,7 +30,8 @@ class EvaluateConfig:
 
     limit: at most so many samples of each task, drawn with `seed`; null takes all. chunk: samples that one worker
     takes at once; batch_size: samples in one forward pass. attention_samples: pictures with attention maps, of models
-    that can show where they look. templates: sentences for the classes that a dual encoder chooses among.
+    that can show where they look. templates: sentences for the classes that a dual encoder chooses among. robustness:
+    under which corruptions and resolutions. shots: how many examples stand before a question of `few_shot`.
     cost_samples: with how many samples seconds and memory are measured, and whether the checkpoint gives the same model
     again; 0 measures neither.
     """
@@ -42,6 +45,8 @@ class EvaluateConfig:
     attention_samples: int = 12
     seed: int = 0
     templates: tuple[str, ...] = TEMPLATES
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
+    shots: tuple[int, ...] = (0, 2, 4)
     cost_samples: int = 0
 
     def __post_init__(self):
@@ -54,6 +59,8 @@ class EvaluateConfig:
             raise UserError("attention_samples, cost_samples, limit: expected at least 0, 0 and 1; null is no limit")
         if not self.templates or any(text.count("{}") != 1 for text in self.templates):
             raise UserError(f"templates: found {list(self.templates)}; expected texts with one {{}} each")
+        if not self.shots or list(self.shots) != sorted(set(self.shots) & set(range(MOST_SHOTS + 1))):
+            raise UserError(f"shots: found {list(self.shots)}; expected numbers from 0 to {MOST_SHOTS}, rising")
 
 
 @dataclass(frozen=True)

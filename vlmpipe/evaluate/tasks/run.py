@@ -23,6 +23,8 @@ from vlmpipe.evaluate.tasks.classes import predict_classes, read_classes, score_
 from vlmpipe.evaluate.tasks.compositionality import predict_contrasts, read_contrasts, score_contrasts
 from vlmpipe.evaluate.tasks.cost import measure
 from vlmpipe.evaluate.tasks.detection import predict_detections, read_detections, score_detections
+from vlmpipe.evaluate.tasks.few_shot import predict_shots, read_shots, score_shots, shot_pictures
+from vlmpipe.evaluate.tasks.generalisation import predict_combinations, read_combinations, score_combinations
 from vlmpipe.evaluate.tasks.hallucination import predict_polls, read_polls, score_polls
 from vlmpipe.evaluate.tasks.look import spread, write_attention
 from vlmpipe.evaluate.tasks.matching import predict_matches, read_matches, score_matches
@@ -37,7 +39,9 @@ from vlmpipe.evaluate.tasks.regions import (
 )
 from vlmpipe.evaluate.tasks.resume import code_sha256, fingerprint
 from vlmpipe.evaluate.tasks.retrieval import predict_retrieval, read_retrieval, score_retrieval
+from vlmpipe.evaluate.tasks.robustness import predict_robustness, read_robustness, score_robustness
 from vlmpipe.evaluate.tasks.statements import predict_statements, read_statements, score_statements
+from vlmpipe.evaluate.tasks.text_prior import predict_prior, read_prior, score_prior
 from vlmpipe.shards import sha256_directory, write_json, write_table
 
 TASKS: dict[str, Task] = {
@@ -49,6 +53,10 @@ TASKS: dict[str, Task] = {
     "referring": Task(read_expressions, task_pictures, predict_boxes, score_boxes),
     "detection": Task(read_detections, task_pictures, predict_detections, score_detections),
     "hallucination": Task(read_polls, task_pictures, predict_polls, score_polls),
+    "robustness": Task(read_robustness, task_pictures, predict_robustness, score_robustness),
+    "generalisation": Task(read_combinations, task_pictures, predict_combinations, score_combinations),
+    "text_prior": Task(read_prior, task_pictures, predict_prior, score_prior),
+    "few_shot": Task(read_shots, shot_pictures, predict_shots, score_shots),
     "compositionality": Task(read_contrasts, task_pictures, predict_contrasts, score_contrasts),
     "retrieval": Task(read_retrieval, task_pictures, predict_retrieval, score_retrieval),
     "matching": Task(read_matches, task_pictures, predict_matches, score_matches),
