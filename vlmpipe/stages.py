@@ -102,6 +102,7 @@ STAGES = {
         {
             "config": ("report", "vlmpipe.report.page:ReportConfig"),
             "bias": ("audit.bias", "vlmpipe.curate.bias:BiasConfig"),
+            "task": ("task", "vlmpipe.data.task:TaskConfig"),
         },
     ),
 }
