@@ -214,7 +214,7 @@ def write_results(out: Path, asked: Mapping[str, list[Sample]], results: Sequenc
 
 STORE = pa.schema(
     [(name, pa.string()) for name in ("task", "sample_id", "image_id", "question", "prediction")]
-    + [("images", pa.list_(pa.string()))]
+    + [(name, pa.list_(pa.string())) for name in ("images", "wrong_images")]
     + [("answers", pa.list_(pa.string())), ("score", pa.float64()), ("wrong_image_id", pa.string())]
     + [("wrong_prediction", pa.string()), ("wrong_score", pa.float64())]
     + [("slices", pa.map_(pa.string(), pa.string())), ("cluster", pa.string())]
@@ -227,14 +227,20 @@ def store_row(task: str, sample: Sample, scored: Mapping[str, Any], cluster: str
         "task": task,
         "sample_id": sample.id,
         "image_id": str(sample.image),
-        "images": list(map(str, sample.image if isinstance(sample.image, tuple) else (sample.image,))),
+        "images": names_of(sample.image),
         "question": sample.question,
         "answers": list(sample.answers),
         "wrong_image_id": str(sample.wrong_image),
+        "wrong_images": names_of(sample.wrong_image),
         "slices": sorted(sample.slices.items()),
         "cluster": cluster,
         **scored,
     }
+
+
+def names_of(shown: Any) -> list[str]:
+    """Of a sample's picture or pictures."""
+    return list(map(str, shown if isinstance(shown, tuple) else (shown,)))
 
 
 def choose_samples(samples: list[Sample], config: EvaluateConfig) -> list[Sample]:
