@@ -172,7 +172,7 @@ def _gate_explain(options: argparse.Namespace) -> None:
     from vlmpipe.data.task import TaskConfig
     from vlmpipe.report.gates import read_verdict, write_page
     from vlmpipe.report.gates_terminal import show
-    from vlmpipe.report.pictures import Tested
+    from vlmpipe.report.pictures import TaskPictures
 
     params = compose.read_params()
     root, gates = Path(params["root"]), list(section(params, "gates", compose.PARAMS))
@@ -181,7 +181,7 @@ def _gate_explain(options: argparse.Namespace) -> None:
     show(verdict, evaluation, options.samples)
     if options.html:
         task = parse(TaskConfig, section(params, "task", compose.PARAMS), f"{compose.PARAMS}: task")
-        write_page(verdict, evaluation, Tested(root / "packed", task), options.samples, options.html)
+        write_page(verdict, evaluation, TaskPictures(root / "packed", task), options.samples, options.html)
         print(f"the same with pictures: {options.html}")
 
 

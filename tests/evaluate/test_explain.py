@@ -69,8 +69,31 @@ def test_scores_that_cannot_be_compared_are_told(tmp_path):
     assert "NaN" in found.note and found.samples == ()
 
 
+def test_where_nothing_got_worse_nothing_is_shown(tmp_path):
+    place = scored(tmp_path, [0, 1, 0, 0], [0, 0, 0, 0])
+    (found,) = findings(verdict([check("accuracy", "vqa.accuracy")]), place, limit=5)
+    assert (found.worse, found.better, found.same, found.samples) == (0, 1, 3, ())
+
+
+def test_samples_of_a_later_evaluation_are_not_shown_as_the_verdicts(tmp_path):
+    place = scored(tmp_path, [0, 1, 0, 0], [1, 1, 1, 1])
+    (found,) = findings(verdict([check("accuracy", "vqa.accuracy")], evaluation={"champion": "v0"}), place, limit=5)
+    assert found.samples == () and "rerun the gate" in found.note
+
+
 def test_a_gate_without_an_evaluation_has_no_samples(tmp_path):
     assert findings(verdict([check("kept", "selection.kept")]), tmp_path, limit=2) == []
+
+
+def test_a_rule_on_wrong_pictures_shows_those_and_what_was_said_to_them(tmp_path):
+    said = {model: {key: {"prediction": "red", "wrong_prediction": f"{model} {key}"} for key in "abcd"}
+            for model in (CHALLENGER, CHAMPION)}
+    counts = {model: {"accuracy_wrong_image": means(dict(zip("abcd", values)))} for model, values in
+              ((CHALLENGER, (1, 0, 0, 0)), (CHAMPION, (0, 0, 0, 0)))}
+    place = write_evaluation(tmp_path, "vqa", SAMPLES, said, counts)
+    (found,) = findings(verdict([check("looks", "vqa.accuracy_wrong_image")]), place, limit=4)
+    (shown,) = found.samples  # who is right without looking is worse
+    assert shown.images == ("other.png",) and shown.challenger == Answer("challenger a", 1.0)
 
 
 def test_where_less_is_better_more_is_worse(tmp_path):
@@ -109,12 +132,12 @@ def test_metrics_whose_counts_do_not_add_up_are_compared_sample_by_sample():
 def test_what_rules_ask_is_said_in_words():
     sliced = check("kinds", "vqa.accuracy", slice={"name": "kind", "value": "color"}, rule="margin", margin=0.02)
     assert (explain.title(sliced), explain.asked(sliced), explain.bound(sliced)) == (
-        "kinds · kind = color", "a drop below 0.02", -0.02)
+        "kinds · kind = color", "drop < 0.02", -0.02)
     gain = check("better", "vqa.accuracy", rule="gain", margin=0.0)
-    assert (explain.asked(gain), explain.bound(gain)) == ("a gain above 0", 0.0)
+    assert (explain.asked(gain), explain.bound(gain)) == ("gain > 0", 0.0)
     floor = check("floor", "vqa.accuracy")
-    assert (explain.title(floor), explain.asked(floor), explain.bound(floor)) == ("floor", "at least 0.85", None)
-    assert explain.asked(check("gone", "vqa.accuracy", limit=None)) == ""
+    assert (explain.title(floor), explain.asked(floor), explain.bound(floor)) == ("floor", "≥ 0.85", None)
+    assert explain.asked(check("gone", "vqa.accuracy", limit=None)) == "–"
 
 
 def test_rates_share_a_scale_and_other_metrics_have_their_own():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -22,8 +23,9 @@ from vlmpipe.evaluate.store import CHALLENGER, CHAMPION, FORMS, RECOMPUTED, SCOR
 RATES = "rates"
 ROWS = {CHALLENGER: "samples.parquet", CHAMPION: "champion.parquet"}
 ASKED = {
-    FLOOR: "at least {:.4g}", CEILING: "at most {:.4g}", MARGIN: "a drop below {:.4g}", GAIN: "a gain above {:.4g}",
+    FLOOR: "≥ {:.4g}", CEILING: "≤ {:.4g}", MARGIN: "drop < {:.4g}", GAIN: "gain > {:.4g}",
 }
+WRONG = "_wrong_image"  # in the names of metrics of what was said to another picture
 STALE = "the samples are of another evaluation than the verdict; rerun the gate"
 # Two models' numbers of the same counts differ by less.
 SAME = 1e-12
@@ -38,9 +40,9 @@ def title(check: Mapping[str, Any]) -> str:
 
 
 def asked(check: Mapping[str, Any]) -> str:
-    """`a drop below 0.02`: what the rule wants of its metric."""
+    """`drop < 0.02`: what the rule wants of its metric."""
     asked = check["limit"] if check["margin"] is None else check["margin"]
-    return "" if asked is None else ASKED[check["rule"]].format(asked)
+    return "–" if asked is None else ASKED[check["rule"]].format(asked)
 
 
 def bound(check: Mapping[str, Any]) -> float | None:
@@ -171,19 +173,20 @@ def _shown(
 ) -> tuple[Shown, ...]:
     task = metric.partition(".")[0]
     rows = {model: _rows(store.directory / ROWS[model], task, ids) for model in values}
+    which = "wrong_" if WRONG in metric else ""
     found = []
     for key in ids:
         row = rows[CHALLENGER][key]
-        said = {model: Answer(rows[model][key]["prediction"], _finite(values[model][key])) for model in values}
+        said = {model: Answer(rows[model][key][f"{which}prediction"], _finite(values[model][key])) for model in values}
         found.append(Shown(
-            key, tuple(row["images"]), row["question"], tuple(row["answers"]), dict(row["slices"]),
+            key, tuple(row[f"{which}images"]), row["question"], tuple(row["answers"]), dict(row["slices"]),
             said[CHALLENGER], said.get(CHAMPION),
         ))
     return tuple(found)
 
 
 def _rows(path: Path, task: str, ids: Sequence[str]) -> dict[str, dict]:
-    wanted = (pc.field("task") == task) & pc.field("sample_id").isin(list(ids))
+    wanted = (pc.field("task") == task) & pc.field("sample_id").isin(pa.array(ids, pa.string()))
     return {row["sample_id"]: row for row in pq.read_table(path, filters=wanted).to_pylist()}
 
 

@@ -12,7 +12,7 @@ from vlmpipe.evaluate.explain import Answer, Finding, Shown
 from vlmpipe.evaluate.judge import FAIL, INCONCLUSIVE, PASS
 from vlmpipe.evaluate.verdict import check
 from vlmpipe.report import charts
-from vlmpipe.report.pictures import Tested
+from vlmpipe.report.pictures import TaskPictures
 from vlmpipe.report.templating import environment
 from vlmpipe.shards import read_json, write_bytes_atomic
 
@@ -21,7 +21,7 @@ THUMBNAIL = 160
 ANSWERS = 4  # of those that people gave, how many are told
 
 
-def block(verdict: Mapping[str, Any], evaluation: Path, tested: Tested, samples: int) -> dict[str, Any]:
+def block(verdict: Mapping[str, Any], evaluation: Path, tested: TaskPictures, samples: int) -> dict[str, Any]:
     """What the page shows of a verdict: plain values for `sections/verdict.html.j2`.
 
     Args:
@@ -62,7 +62,7 @@ def read_verdict(directory: Path, gates: Sequence[str], name: str | None) -> dic
     return read_json(directory / name / "verdict.json")
 
 
-def write_page(verdict: Mapping[str, Any], evaluation: Path, tested: Tested, samples: int, out: Path) -> None:
+def write_page(verdict: Mapping[str, Any], evaluation: Path, tested: TaskPictures, samples: int, out: Path) -> None:
     """Write `out`, one file that opens from disk."""
     shown = block(verdict, evaluation, tested, samples)
     page = environment().get_template("verdict.html.j2").render(verdict=shown)
@@ -103,7 +103,8 @@ def counted(finding: Finding) -> str:
         return finding.note
     if not finding.compared:
         return f"no champion to compare with: the lowest of {finding.worse:,} samples"
-    return f"{finding.worse:,} samples got worse, {finding.better:,} better, {finding.same:,} neither"
+    total = finding.worse + finding.better + finding.same
+    return f"{finding.worse:,} of {total:,} samples got worse, {finding.better:,} got better"
 
 
 def truth(answers: Sequence[str]) -> str:

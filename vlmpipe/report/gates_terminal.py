@@ -27,7 +27,7 @@ def show(verdict: Mapping[str, Any], evaluation: Path, samples: int, console: Co
     for scale, checks in explain.scales(verdict["rules"]).items():
         console.print(_intervals(scale, checks))
     for finding in explain.findings(verdict, evaluation, samples):
-        console.print(_samples(finding))
+        console.print(_samples(finding) if finding.samples else escape(f"{heading(finding)}: {counted(finding)}"))
     state, sealed = seal(verdict)
     console.print(f"[{COLOURS[state]}]{escape(sealed)}[/]")
 
@@ -60,7 +60,7 @@ def _intervals(scale: str, checks: Sequence[Mapping[str, Any]]) -> Table:
     ends = [0.0, *(end for check in checks for end in (*check["interval"], check["difference"]))]
     ends += [explain.bound(check) or 0.0 for check in checks]
     table = Table("rule", "difference", f"{min(ends):+.3g} to {max(ends):+.3g}", title=scale_label(scale))
-    table.caption = "● difference, ├─┤ its interval, │ zero, ┊ what the interval must lie right of"
+    table.caption = "● difference  ├─┤ interval  │ zero  ┊ the interval must lie right of this"
     for check in checks:
         low, high = check["interval"]
         row = draw(check["difference"], low, high, explain.bound(check), min(ends), max(ends))

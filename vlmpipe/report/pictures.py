@@ -44,7 +44,7 @@ def thumbnails(pool: Path, uids: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Tested:
+class TaskPictures:
     """Where the pictures of evaluated samples lie: `packed`, the packed dataset; `task`, the task's own files."""
 
     packed: Path

@@ -32,8 +32,8 @@ class Workspace:
     task: TaskConfig = field(default_factory=TaskConfig)
 
     @property
-    def tested(self) -> pictures.Tested:
-        return pictures.Tested(self.root / "packed", self.task)
+    def tested(self) -> pictures.TaskPictures:
+        return pictures.TaskPictures(self.root / "packed", self.task)
 
     def json(self, *parts: str) -> Any | None:
         path = self.root.joinpath(*parts)
@@ -266,7 +266,7 @@ def predictions(workspace: Workspace, config: Any) -> dict | None:
     return {"name": name, "tasks": found}
 
 
-def _answers(rows: list[dict], maps: dict[str, Path], tested: pictures.Tested, count: int) -> list[dict]:
+def _answers(rows: list[dict], maps: dict[str, Path], tested: pictures.TaskPictures, count: int) -> list[dict]:
     """Cards of those with a map of attention, or else of rows spread evenly."""
     mapped = [row for row in rows if _map_name(row) in maps]
     spread = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))

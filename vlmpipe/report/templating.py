@@ -13,6 +13,7 @@ def environment() -> Environment:
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
     environment.filters["number"] = _number
+    environment.filters["brief"] = lambda value: "–" if value is None else f"{value:.2g}"
     environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.3g}"
     return environment
 
