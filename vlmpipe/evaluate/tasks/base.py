@@ -14,11 +14,13 @@ from vlmpipe.data.task import TaskConfig, read_pictures, read_records
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.store import Counts
 from vlmpipe.evaluate.tasks.corruptions import RobustnessConfig
+from vlmpipe.evaluate.tasks.options import DrawingConfig, FairnessConfig
 from vlmpipe.images import NotAnImage, decode_rgb
 
 TaskName = Literal[
     "captioning", "vqa", "classification", "statements", "segmentation", "referring", "detection", "compositionality",
     "retrieval", "matching", "hallucination", "robustness", "generalisation", "text_prior", "few_shot",
+    "text_to_image", "fairness",
 ]
 MOST_SHOTS = 8  # answered questions that are kept at hand as examples
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "there is a {}")
@@ -31,7 +33,8 @@ class EvaluateConfig:
     limit: at most so many samples of each task, drawn with `seed`; null takes all. chunk: samples that one worker
     takes at once; batch_size: samples in one forward pass. attention_samples: pictures with attention maps, of models
     that can show where they look. templates: sentences for the classes that a dual encoder chooses among. robustness:
-    under which corruptions and resolutions. shots: how many examples stand before a question of `few_shot`.
+    under which corruptions and resolutions. drawing: how pictures are drawn, and who judges them. fairness: which
+    groups are compared. shots: how many examples stand before a question of `few_shot`.
     cost_samples: with how many samples seconds and memory are measured, and whether the checkpoint gives the same model
     again; 0 measures neither.
     """
@@ -46,6 +49,8 @@ class EvaluateConfig:
     seed: int = 0
     templates: tuple[str, ...] = TEMPLATES
     robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
+    drawing: DrawingConfig = field(default_factory=DrawingConfig)
+    fairness: FairnessConfig = field(default_factory=FairnessConfig)
     shots: tuple[int, ...] = (0, 2, 4)
     cost_samples: int = 0
 

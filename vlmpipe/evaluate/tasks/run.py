@@ -23,6 +23,7 @@ from vlmpipe.evaluate.tasks.classes import predict_classes, read_classes, score_
 from vlmpipe.evaluate.tasks.compositionality import predict_contrasts, read_contrasts, score_contrasts
 from vlmpipe.evaluate.tasks.cost import measure
 from vlmpipe.evaluate.tasks.detection import predict_detections, read_detections, score_detections
+from vlmpipe.evaluate.tasks.fairness import group_gaps, predict_fairness, read_grouped, score_fairness, with_groups
 from vlmpipe.evaluate.tasks.few_shot import predict_shots, read_shots, score_shots, shot_pictures
 from vlmpipe.evaluate.tasks.generalisation import predict_combinations, read_combinations, score_combinations
 from vlmpipe.evaluate.tasks.hallucination import predict_polls, read_polls, score_polls
@@ -42,6 +43,7 @@ from vlmpipe.evaluate.tasks.retrieval import predict_retrieval, read_retrieval, 
 from vlmpipe.evaluate.tasks.robustness import predict_robustness, read_robustness, score_robustness
 from vlmpipe.evaluate.tasks.statements import predict_statements, read_statements, score_statements
 from vlmpipe.evaluate.tasks.text_prior import predict_prior, read_prior, score_prior
+from vlmpipe.evaluate.tasks.text_to_image import predict_drawings, read_drawings, score_drawings
 from vlmpipe.shards import sha256_directory, write_json, write_table
 
 TASKS: dict[str, Task] = {
@@ -60,6 +62,8 @@ TASKS: dict[str, Task] = {
     "compositionality": Task(read_contrasts, task_pictures, predict_contrasts, score_contrasts),
     "retrieval": Task(read_retrieval, task_pictures, predict_retrieval, score_retrieval),
     "matching": Task(read_matches, task_pictures, predict_matches, score_matches),
+    "text_to_image": Task(read_drawings, packed_pictures, predict_drawings, score_drawings, packed=True),
+    "fairness": Task(read_grouped, task_pictures, predict_fairness, score_fairness),
 }
 FILES = {CHALLENGER: "samples.parquet", CHAMPION: "champion.parquet"}
 
@@ -91,7 +95,10 @@ def evaluate(
     """
     out, metrics, files = Path(out), Path(metrics), task or TaskConfig()
     folders = {key: Path(packed if TASKS[key].packed else questions).absolute() / "test" for key in config.tasks}
-    asked = {key: choose_samples(TASKS[key].read(folders[key], files), config) for key in config.tasks}
+    asked = {
+        key: with_groups(choose_samples(TASKS[key].read(folders[key], files), config), folders[key])
+        for key in config.tasks
+    }
     version, reigning = champion or (None, None)
     models = [contender(role, path) for role, path in ((CHALLENGER, model), (CHAMPION, reigning)) if path is not None]
     chunks = [
@@ -120,6 +127,10 @@ def evaluate(
     write_attention(out / "attention", dict(zip(names, looks.rows)))
     trained = [key for key in config.tasks if not TASKS[key].packed]
     found = [results[0].merged(), contamination(trained, Path(questions), files)]
+    found += [
+        group_gaps(key, asked[key], scores, results[0].clusters(key), config.fairness)
+        for key, scores in results[0].scores.items()
+    ]
     if config.cost_samples:
         probe = replace(shown, name="costs", samples=tuple(spread(asked[key], config.cost_samples)), attend=False)
         found.append(measured(probe, models, config, cluster, state))

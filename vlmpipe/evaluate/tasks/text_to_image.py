@@ -78,8 +78,8 @@ def scorer_of(source: str | None) -> Scorer:
     """
     if source is None:
         raise UserError(
-            "evaluate.drawing.scorer: found none; expected a dual encoder to judge what is drawn; name its directory, such "
-            "as that of the pipeline's scorer"
+            "evaluate.drawing.scorer: found none; expected a dual encoder to judge what is drawn; name its directory, "
+            "such as that of the pipeline's scorer"
         )
     return load_scorer(source)
 
