@@ -7,9 +7,9 @@ import pytest
 
 from tests.evaluate.scored import asked, check, means, verdict, write_evaluation
 from vlmpipe.evaluate import explain
-from vlmpipe.evaluate.explain import Answer, findings
+from vlmpipe.evaluate.explain import Answer, Measured, findings
 from vlmpipe.evaluate.metrics.matches import average_precision
-from vlmpipe.evaluate.store import CHALLENGER, CHAMPION, Counts, Pair
+from vlmpipe.evaluate.store import CHALLENGER, CHAMPION, Counts
 
 SAMPLES = [
     asked("a", kind="color"), asked("b", kind="color", answers=("blue", "blue", "navy")), asked("c", kind="shape"),
@@ -113,20 +113,20 @@ def test_where_less_is_better_more_is_worse(tmp_path):
 ])
 def test_a_loss_is_the_metric_with_the_champions_answer_to_that_sample_alone(form, counts):
     ours, theirs = np.array(counts, float), np.array(counts[::-1], float)
-    pair = Pair(form, ("a", "b"), np.array(["a", "b"]), ours, theirs, ({}, {}))
+    found = Measured(form, ("a", "b"), ({}, {}), {CHALLENGER: ours, CHAMPION: theirs}, {})
     metric = explain.FORMS[form]
     expected = [metric(np.stack(mixed).sum(0)) - metric(ours.sum(0)) for mixed in
                 ((theirs[0], ours[1]), (ours[0], theirs[1]))]
-    assert explain.losses(pair, {}) == pytest.approx(expected)
+    assert explain.losses(found) == pytest.approx(expected)
 
 
 def test_metrics_whose_counts_do_not_add_up_are_compared_sample_by_sample():
     right, missed = [1, 1, 1, 1, 0.9, 1], [1, 1, 1, 0, 0, 0]  # one IoU, one label, one box there; found or not
-    pair = Pair("average_precision", ("a", "b"), np.array(["a", "b"]), np.array([missed, right], float),
-                np.array([right, right], float), ({}, {}))
-    alone = {CHALLENGER: {"a": 0.0, "b": 1.0}, CHAMPION: {"a": 1.0, "b": 1.0}}
-    assert explain.losses(pair, alone).tolist() == [1.0, 0.0]
-    assert average_precision(np.ones((1, 1)), np.array([right], float))[0] == pytest.approx(1.0)
+    counts = {CHALLENGER: np.array([missed, right], float), CHAMPION: np.array([right, right], float)}
+    alone = {model: np.array([average_precision(np.ones((1, 1)), row[None])[0] for row in rows])
+             for model, rows in counts.items()}
+    found = Measured("average_precision", ("a", "b"), ({}, {}), counts, alone)
+    assert explain.losses(found) == pytest.approx([1.0, 0.0])
 
 
 def test_what_rules_ask_is_said_in_words():

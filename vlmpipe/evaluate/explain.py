@@ -4,8 +4,9 @@ Shapes: N samples, M counts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vlmpipe.errors import UserError
 from vlmpipe.evaluate.compare import lower_is_better
 from vlmpipe.evaluate.judge import PASS
 from vlmpipe.evaluate.rules import CEILING, FLOOR, GAIN, MARGIN
-from vlmpipe.evaluate.store import CHALLENGER, CHAMPION, FORMS, RECOMPUTED, SCORES, Pair, Store, read_scores
+from vlmpipe.evaluate.store import CHALLENGER, CHAMPION, FORMS, RECOMPUTED, SCORES, Store, read_scores
 
 RATES = "rates"
 ROWS = {CHALLENGER: "samples.parquet", CHAMPION: "champion.parquet"}
@@ -117,72 +118,102 @@ def findings(verdict: Mapping[str, Any], evaluation: Path, limit: int) -> list[F
     store = read_scores(evaluation)
     behind: dict[tuple, list] = {}
     for check in verdict["rules"]:
-        within = check["slice"]
-        key = check["metric"], (within["name"], within["value"]) if within else None
-        if check["verdict"] != PASS and _has(store, *key):
+        part = check["slice"]
+        key = check["metric"], (part["name"], part["value"]) if part else None
+        if check["verdict"] != PASS and check["metric"] in store.metrics:
             behind.setdefault(key, []).append(check)
     if verdict["evaluation"] not in (None, store.evaluation):
         return [Finding(*key, tuple(checks), note=STALE) for key, checks in behind.items()]
-    return [_found(store, *key, tuple(checks), limit) for key, checks in behind.items()]
+    load = cache(partial(measured, store))  # rules on many slices share a metric
+    found = (_found(store, load, *key, tuple(checks), limit) for key, checks in behind.items())
+    return [finding for finding in found if finding is not None]
 
 
-def _has(store: Store, metric: str, within: tuple[str, str] | None) -> bool:
-    return metric in store.metrics and (within is None or within[1] in store.slice_values(metric, within[0]))
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A metric's samples: by model their counts [N, M], and the metric [N] of each sample alone."""
+
+    form: str
+    ids: tuple[str, ...]
+    slices: tuple[Mapping[str, str], ...]
+    counts: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray]
+
+    def part(self, part: tuple[str, str]) -> "Measured":
+        """The samples that have this value of this slice."""
+        places = [place for place, slices in enumerate(self.slices) if slices.get(part[0]) == part[1]]
+        ids, slices = (tuple(each[place] for place in places) for each in (self.ids, self.slices))
+        both = self.counts, self.values
+        counts, values = ({model: array[places] for model, array in each.items()} for each in both)
+        return Measured(self.form, ids, slices, counts, values)
 
 
-def _found(store: Store, metric: str, within: tuple[str, str] | None, checks: tuple, limit: int) -> Finding:
-    try:
-        return _finding(store, metric, within, checks, limit)
-    except UserError as error:
-        return Finding(metric, within, checks, note=str(error))
+def measured(store: Store, metric: str) -> Measured:
+    """Of both models, or of the challenger where the champion has no scores.
 
-
-def _finding(store: Store, metric: str, within: tuple[str, str] | None, checks: tuple, limit: int) -> Finding:
-    sign = -1.0 if lower_is_better(metric) else 1.0
-    values = {model: store.values(metric, model) for model in ROWS if metric in store.metrics_of(model)}
-    if CHAMPION in values:
-        pair = store.pair(metric, within)
-        ids, loss_N = pair.ids, sign * losses(pair, values)
-        worse, better = int((loss_N > SAME).sum()), int((loss_N < -SAME).sum())
+    Raises:
+        UserError: the models' samples differ, or a count is NaN.
+    """
+    if metric in store.metrics_of(CHAMPION):
+        found = store.pair(metric)
+        counts = {CHALLENGER: found.challenger_NM, CHAMPION: found.champion_NM}
     else:
-        ids = store.scored(metric, CHALLENGER, within).ids
-        loss_N = -sign * np.array([values[CHALLENGER][key] for key in ids])
-        worse, better = len(ids), 0
+        found = store.scored(metric)
+        counts = {CHALLENGER: found.counts_NM}
+    alone = {model: store.values(metric, model) for model in counts}
+    values = {model: np.array([each[key] for key in found.ids]) for model, each in alone.items()}
+    return Measured(found.form, found.ids, found.slices, counts, values)
+
+
+def _found(
+    store: Store, load: Callable[[str], Measured], metric: str, part: tuple[str, str] | None, checks: tuple, limit: int
+) -> Finding | None:
+    """None where the slice has no samples."""
+    try:
+        found = load(metric) if part is None else load(metric).part(part)
+    except UserError as error:
+        return Finding(metric, part, checks, note=str(error))
+    return _finding(store, found, metric, part, checks, limit) if found.ids else None
+
+
+def _finding(
+    store: Store, found: Measured, metric: str, part: tuple[str, str] | None, checks: tuple, limit: int
+) -> Finding:
+    sign, compared = -1.0 if lower_is_better(metric) else 1.0, CHAMPION in found.counts
+    loss_N = sign * (losses(found) if compared else -found.values[CHALLENGER])
+    worse, better = len(loss_N), 0
+    if compared:
+        worse, better = int((loss_N > SAME).sum()), int((loss_N < -SAME).sum())
     # NaN says nothing, so it comes last.
     order = np.argsort(-np.nan_to_num(loss_N, nan=-np.inf), kind="stable")[: min(worse, limit)]
-    samples = _shown(store, metric, [ids[place] for place in order], values)
-    return Finding(metric, within, checks, CHAMPION in values, worse, better, len(ids) - worse - better, samples)
+    samples = _shown(store, found, metric, order.tolist())
+    return Finding(metric, part, checks, compared, worse, better, len(loss_N) - worse - better, samples)
 
 
-def losses(pair: Pair, values: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+def losses(found: Measured) -> np.ndarray:
     """[N]: how much larger the metric would be with the champion's answer to this sample and the challenger's to all
-    others. Of a metric whose counts don't add up: how much larger the champion's is on this sample alone.
-
-    Args:
-        values: of each model, the metric of each sample alone.
-    """
-    if pair.form in RECOMPUTED:
-        each = ([values[model][key] for key in pair.ids] for model in (CHAMPION, CHALLENGER))
-        return np.nan_to_num(np.subtract(*each))
-    form, sums_M = FORMS[pair.form], pair.challenger_NM.sum(axis=0)
-    return np.nan_to_num(form(sums_M - pair.challenger_NM + pair.champion_NM) - form(sums_M))
+    others. Of a metric whose counts don't add up: how much larger the champion's is on this sample alone."""
+    if found.form in RECOMPUTED:
+        return np.nan_to_num(found.values[CHAMPION] - found.values[CHALLENGER])
+    form, ours_NM, theirs_NM = FORMS[found.form], found.counts[CHALLENGER], found.counts[CHAMPION]
+    sums_M = ours_NM.sum(axis=0)
+    return np.nan_to_num(form(sums_M - ours_NM + theirs_NM) - form(sums_M))
 
 
-def _shown(
-    store: Store, metric: str, ids: Sequence[str], values: Mapping[str, Mapping[str, float]]
-) -> tuple[Shown, ...]:
-    task = metric.partition(".")[0]
-    rows = {model: _rows(store.directory / ROWS[model], task, ids) for model in values}
-    which = "wrong_" if WRONG in metric else ""
-    found = []
-    for key in ids:
+def _shown(store: Store, found: Measured, metric: str, places: Sequence[int]) -> tuple[Shown, ...]:
+    task, which = metric.partition(".")[0], "wrong_" if WRONG in metric else ""
+    ids = [found.ids[place] for place in places]
+    rows = {model: _rows(store.directory / ROWS[model], task, ids) for model in found.counts}
+    shown = []
+    for place, key in zip(places, ids):
         row = rows[CHALLENGER][key]
-        said = {model: Answer(rows[model][key][f"{which}prediction"], _finite(values[model][key])) for model in values}
-        found.append(Shown(
+        said = {model: Answer(rows[model][key][f"{which}prediction"], _finite(found.values[model][place]))
+                for model in found.counts}
+        shown.append(Shown(
             key, tuple(row[f"{which}images"]), row["question"], tuple(row["answers"]), dict(row["slices"]),
             said[CHALLENGER], said.get(CHAMPION),
         ))
-    return tuple(found)
+    return tuple(shown)
 
 
 def _rows(path: Path, task: str, ids: Sequence[str]) -> dict[str, dict]:
@@ -191,4 +222,4 @@ def _rows(path: Path, task: str, ids: Sequence[str]) -> dict[str, dict]:
 
 
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None

@@ -102,7 +102,7 @@ def counted(finding: Finding) -> str:
     if finding.note:
         return finding.note
     if not finding.compared:
-        return f"no champion to compare with: the lowest of {finding.worse:,} samples"
+        return f"no champion's scores to compare with: the lowest of {finding.worse:,} samples"
     total = finding.worse + finding.better + finding.same
     return f"{finding.worse:,} of {total:,} samples got worse, {finding.better:,} got better"
 
@@ -135,7 +135,8 @@ def _found(finding: Finding, pictures: Mapping[str, str]) -> dict[str, Any]:
 def _card(shown: Shown, measured: str, pictures: Mapping[str, str]) -> dict[str, Any]:
     models: Sequence[tuple[str, Answer | None]] = (("champion", shown.champion), ("challenger", shown.challenger))
     return {
-        "id": shown.sample_id, "question": shown.question, "truth": truth(shown.truth),
+        "id": shown.sample_id, "question": shown.question,
+        "truth": truth(shown.truth) if shown.truth != (shown.question,) else "",  # a phrase names its place
         "pictures": [pictures.get(name) for name in shown.images],
         "slices": ", ".join(f"{name} {value}" for name, value in sorted(shown.slices.items())),
         "said": [{"model": model, "text": answer.text, "value": value_of(answer), "measured": measured}

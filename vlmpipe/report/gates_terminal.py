@@ -24,6 +24,9 @@ def show(verdict: Mapping[str, Any], evaluation: Path, samples: int, console: Co
     reigns = verdict["champion"] or "none yet"
     console.print(f"{escape(verdict['gate'])} gate: {_word(verdict)}{through}, champion {escape(reigns)}")
     console.print(_rules(verdict["rules"]))
+    for check in verdict["rules"]:
+        for aside in _asides(check):
+            console.print(f"[bold]{escape(explain.title(check))}[/]: {escape(aside)}")
     for scale, checks in explain.scales(verdict["rules"]).items():
         console.print(_intervals(scale, checks))
     for finding in explain.findings(verdict, evaluation, samples):
@@ -44,15 +47,15 @@ def _rules(checks: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             escape(f"{explain.title(check)}\n{check['metric']}"), explain.asked(check),
             *("–" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells),
-            _word(check) + "".join(f"\n{escape(line)}" for line in _asides(check)),
+            _word(check),
         )
     return table
 
 
 def _asides(check: Mapping[str, Any]) -> list[str]:
-    """What stands below a check's verdict: its waiver, and what there was to note."""
+    """Its waiver, and what there was to note."""
     waiver = check.get("waived")
-    told = [f"by {waiver['by']} until {waiver['until']}: {waiver['reason']}"] if waiver else []
+    told = [f"waived by {waiver['by']} until {waiver['until']}: {waiver['reason']}"] if waiver else []
     return told + [check[key] for key in ("note", "detail") if check.get(key)]
 
 
