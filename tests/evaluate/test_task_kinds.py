@@ -15,10 +15,12 @@ from vlmpipe.data.task_world import write_tasks
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import detection_map, segmentation_iou
 from vlmpipe.evaluate.tasks import TASKS, EvaluateConfig, choose_samples
-from vlmpipe.evaluate.tasks.base import Sample, Scores, keys_of
+from vlmpipe.evaluate.tasks.base import Sample, Scores, keys_of, means
 from vlmpipe.evaluate.tasks.captions import score_pairs
 from vlmpipe.evaluate.tasks.classes import classify
 from vlmpipe.evaluate.tasks.detection import certain
+from vlmpipe.evaluate.tasks.fairness import group_gaps
+from vlmpipe.evaluate.tasks.options import FairnessConfig
 from vlmpipe.evaluate.tasks.questions import predict_answers
 from vlmpipe.evaluate.tasks.regions import around, best_blind_mask, by_picture, true_mask
 from vlmpipe.evaluate.tasks.statements import consistency
@@ -101,6 +103,12 @@ def said_of(task: str, world) -> set[str]:
         samples = [Sample(str(number), number, 1 - number, "", ("a",), {"group": "g"}, choices=("a", "b"))
                    for number in range(2)]
         return set(TASKS[task].score(samples, [{"right": [1.0, 0.0], "wrong": [1.0, 0.0]}] * 2).metrics)
+    if task == "fairness":  # what it says of the other task of configs/task/groups.yaml
+        samples = [Sample(str(at), at, 0, "", (), {"size": str(at % 2), "place": str(at % 2)}) for at in range(8)]
+        scores = Scores.of({"accuracy": means({sample.id: 1.0 for sample in samples})}, {})
+        config = FairnessConfig(("size", "place"), minimum=2)
+        gaps = group_gaps("classification", samples, scores, {sample.id: sample.id for sample in samples}, config)
+        return {name.removeprefix("fairness.") for name in gaps["metrics"]}
     if task == "retrieval":  # its ranks are tests/evaluate/tasks/test_retrieval.py's
         return set()
     if task != "captioning":
