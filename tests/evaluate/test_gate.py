@@ -150,6 +150,9 @@ def test_shipped_gates_parse_and_guard_promotion(choice):
     rules = [rule for rule in parsed["finetune"].rules.values() if rule]
     # Against the champion, and against the same model with wrong pictures, in what the model is asked.
     assert any(rule.margin is not None for rule in rules)
+    named = parsed["finetune"].rules
+    if named.get("contamination"):  # of the task that is judged
+        assert named["contamination"].metric == f"contamination.{named['champion'].metric.partition('.')[0]}"
     wrong = [rule for rule in rules if rule.metric.endswith("_wrong_image") and rule.max is not None]
     gains = [rule for rule in rules if rule.metric.endswith("image_gain") and (rule.min or 0) > 1]
     assert wrong or gains
