@@ -51,8 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _joined(arguments: list[str]) -> list[str]:
-    """`gate explain` is a verb of two words; the stage `gate` takes any other name."""
+    """Verbs that begin with a stage's name: `gate explain`, where the stage `gate` takes any other name, and `evaluate
+    MODEL --task …`, where the stage `evaluate` has no such option."""
     both = " ".join(arguments[:2])
+    asked = any(word.partition("=")[0] == "--task" for word in arguments)
+    if arguments[:1] == ["evaluate"] and asked:
+        return [EVALUATE, *arguments[1:]]
     return [both, *arguments[2:]] if both in COMMANDS else arguments
 
 
@@ -82,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(call=call)
     for name, stage in STAGES.items():
         # No help argument: stages stay out of the list that people read.
-        command = verbs.add_parser(name, description=f"Stage {name}: {stage.run}")
+        command = verbs.add_parser(name, description=f"Stage {name}: {stage.run}", epilog=BESIDE.get(name))
         if stage.named:
             command.add_argument("name")
         for path in stage.paths:
@@ -191,6 +195,14 @@ def _gate_keygen(options: argparse.Namespace) -> None:
     public = keygen(options.file)
     print(f"private key: {options.file}  (export {KEY_VARIABLE}={options.file.absolute()} where gates run)\n"
           f"publish.public_key={public}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from vlmpipe.evaluate.command import options_of, run, show
+
+    rows, out = run(**options_of(vars(options)))
+    print(show(rows))
+    print(f"answers and scores: {out}")
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -346,6 +358,26 @@ def _gate_keygen_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, help="where the private key goes; keep it out of git")
 
 
+def _evaluate_options(command: argparse.ArgumentParser) -> None:
+    command.prog, command.epilog = "vlmpipe evaluate", "The stage of the pipeline: `vlmpipe evaluate NAME --help`."
+    command.add_argument(
+        "model", metavar="MODEL", help="a model directory, a Hugging Face directory or hub id, or `champion`"
+    )
+    command.add_argument("--task", required=True, help="such as vqa, captioning, classification, retrieval")
+    command.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="its test/ holds official files, or a packed dataset for captioning (default: what params.yaml says)",
+    )
+    command.add_argument("--reader", help="of the official files, such as textvqa or nlvr2 (default: vqav2)")
+    command.add_argument("--limit", type=int, metavar="N", help="so many samples, drawn at random (default: all)")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: evaluations/MODEL-TASK")
+    command.add_argument("--batch-size", type=int, metavar="N", help="rows in one forward pass (default: 64)")
+    command.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    command.add_argument(
+        "--export", nargs=2, metavar=("FORMAT", "DIR"), help="write samples and results as `lmms-eval` does, too"
+    )
+
+
 def _compare_options(command: argparse.ArgumentParser) -> None:
     for name in ("a", "b"):
         command.add_argument(name, help="a selection's directory, or a git revision of this workspace")
@@ -383,6 +415,12 @@ def _no_options(command: argparse.ArgumentParser) -> None:
     """This verb takes none."""
 
 
+EVALUATE = "evaluate MODEL"
+# What people type that begins with the name of a stage.
+BESIDE = {
+    "evaluate": "Any model on one task: `vlmpipe evaluate MODEL --task NAME`; its options: add --help to that.",
+    "gate": "Why a gate said so: `vlmpipe gate explain --help`.",
+}
 COMMANDS = {
     "run": (_run, _run_options, "run a flow in Prefect: the whole pipeline, or curate or train alone"),
     "compose": (_compose, _profile_options, "write params.yaml from configs/"),
@@ -393,6 +431,7 @@ COMMANDS = {
     "ledger": (_ledger, _ledger_options, "what became of a pool's URLs, by outcome and by host"),
     "refresh": (_refresh, _refresh_options, "retry a pool's retriable URLs that are due, and never the refused ones"),
     "explain": (_explain, _explain_options, "every number, rule and neighbour that decided one sample"),
+    EVALUATE: (_evaluate, _evaluate_options, "score any model on one task: `evaluate MODEL --task NAME`"),
     "gate explain": (
         _gate_explain, _gate_explain_options, "a verdict's rules and intervals, and the samples that got worse"
     ),

@@ -17,7 +17,7 @@ from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Task, decode_all
 from vlmpipe.evaluate.tasks.look import look
 from vlmpipe.evaluate.tasks.order import neighbours
 from vlmpipe.evaluate.tasks.resume import fingerprint, read_rows, write_rows
-from vlmpipe.models import Processor, VisionLanguageModel, load
+from vlmpipe.models import Processor, VisionLanguageModel, read_model
 
 # Sample ids name the files of attention maps.
 FILE_NAME = re.compile(r"[\w.-]+")
@@ -89,7 +89,7 @@ def run_chunk(
     task = tasks[chunk.task]
     pictures = task.pictures(chunk.place, keys_of(chunk.samples), chunk.files)
     if chunk.attend:
-        return Part(look(*load(chunk.model.directory, device()), chunk.samples, pictures))
+        return Part(see(chunk, pictures) if chunk.samples else [])
     seen = [(digest(pictures, sample.image), digest(pictures, sample.wrong_image)) for sample in chunk.samples]
     key = fingerprint([protocol, chunk.model.sha256, chunk.task, chunk.samples, seen])
     rows = None if state is None else read_rows(state, key)
@@ -105,8 +105,13 @@ def run_chunk(
     return Part(rows, seen)
 
 
+def see(chunk: Chunk, pictures: Mapping[Any, bytes]) -> list[dict]:
+    network, processor = read_model(chunk.model.directory, device())
+    return look(network, processor, chunk.samples, pictures)
+
+
 def predict(chunk: Chunk, task: Task, pictures: Mapping[Any, bytes], config: EvaluateConfig) -> list[dict]:
-    network, processor = load(chunk.model.directory, device())
+    network, processor = read_model(chunk.model.directory, device())
     return predict_samples(task, network, processor, chunk.samples, pictures, config)
 
 
