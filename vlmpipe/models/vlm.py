@@ -4,8 +4,9 @@ Shapes: B rows of text, n pictures (one each unless said otherwise), C colours, 
 tokens, M scored positions, D width, E width of the shared space, V vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from vlmpipe.errors import UserError
 from vlmpipe.models.checks import check_crossing, check_pictures, check_pointing, check_size
 from vlmpipe.models.codes import ImageCodes, ImageCodesConfig
-from vlmpipe.models.fusion import FUSIONS, Fused, Fusion, FusionConfig, Inputs
+from vlmpipe.models.fusion import FUSIONS, Fusion, FusionConfig, Inputs
 from vlmpipe.models.heads import (
     READERS,
     Detection,
@@ -27,7 +28,7 @@ from vlmpipe.models.heads import (
     Reading,
     pictures_of_rows,
 )
-from vlmpipe.models.layers import Cache, initialize, taken
+from vlmpipe.models.layers import initialize
 from vlmpipe.models.processor import ProcessorConfig
 from vlmpipe.models.text import TextConfig, TextModel
 from vlmpipe.models.vision import VisionConfig, VisionEncoder, build_vision
@@ -134,77 +135,40 @@ class VisionLanguageModel(nn.Module):
         tokens: Tensor | None = None,
         segments: Tensor | None = None,
         positions: Tensor | None = None,
-        select: Tensor | None = None,
-        cache: Cache | None = None,
-        weights: list | None = None,
         *,
-        only: Tensor | None = None,
-        types: Tensor | None = None,
-        image_places: Tensor | None = None,
-        image_rows: Tensor | None = None,
-        frames: Tensor | None = None,
-        grids: Tensor | None = None,
-        patch_mask: Tensor | None = None,
-        looks: list | None = None,
+        select: Tensor | None = None,
         condition: Tensor | None = None,
-        prefix: Tensor | None = None,
-        codes: Tensor | None = None,
         heads: Collection[str] | None = None,
+        **others: Any,
     ) -> Outputs:
         """Run what the inputs allow.
 
         Args:
-            images: [n, C, Y, X] uint8, or float when already normalised.
-            tokens: [B, T] int64.
-            segments: [B, T] which text of its row a token belongs to, 0 for padding (see `text.visible`).
-            positions: [B, T] place inside its own text, counted from 0; a prefix that is not in the row is added here.
+            images, tokens, segments, positions, others: of `Inputs`, which says what each is.
             select: [B, T] bool; token logits are computed only there.
-            only: [B] the one place of each row whose token logits [B, 1, V] are wanted. The last block of a language
-                model that reads pictures in its row computes no other, so that no other head may read it.
-            cache: filled and used by generation; images are given on the first call only.
-            weights: a list to which each layer of the language model appends its attention.
-            types: [B, T] BERT's token types.
-            image_places: [B, T] bool, where the pictures stand in the rows, in order; None: each before its row.
-            image_rows: [n] the row that each picture belongs to, ascending; None: one picture a row. What is looked
-                for by masks and boxes: rows between two pictures' rows are about the first of them, too.
-            frames: [n] the number of each picture in its clip, or among those that a text is about.
-            grids: [n, 3] patches in time, down and across, for encoders of variable-size pictures.
-            patch_mask: [n, N] bool, patches that are hidden from the model (masked image modelling).
-            looks: a list to which each layer of cross-attention appends its weights.
             condition: [B, E] what masks and boxes look for instead of the texts: an embedding of `embed_prompt`.
-            prefix: [B, T] bool, words that are given and never predicted: an encoder reads them, and see
-                `FusionConfig.attention`.
-            codes: [B, N] of a picture that is being written: what stands before each code; None: those of `images`.
             heads: names of the heads that are wanted; None: all.
         """
-        values = {}
-        if self.codes is not None and images is not None:
-            values["image_codes"] = self.codes.encode(images)
-            images, codes = None, self.codes.opening(values["image_codes"])
-        inputs = Inputs(
-            images, tokens, segments, positions, types, image_places, image_rows, frames, grids, patch_mask,
-            cache, weights, looks, prefix, codes, only,
-        )
+        inputs, values = self._coded(Inputs(images, tokens, segments, positions, **others))
         if self.config.fusion.kind == "none" or (heads is not None and set(heads) == {"projection"}):
             return Outputs(**self._embed_apart(inputs, condition, heads))
         fused = self.fusion(self.vision, self.text, inputs)
-        if self.image_tokens is not None and (heads is None or "image_tokens" in heads):
-            values["image_logits"] = self.image_tokens(fused.text)
-        if self.language_model is not None and (heads is None or "language_model" in heads):
-            x = taken(fused.text, None if fused.text.shape[1] == 1 else only)
-            x = x if select is None else x[select]
-            values["logits"] = self.language_model(x, self.text.token_embedding.weight)
-        return Outputs(**values, **self._read(fused, inputs, select, heads))
+        reading = Reading(fused, inputs.segments, select, inputs.only, self.text.token_embedding.weight)
+        for head in self._wanted(("image_tokens", "language_model", *READERS), heads).values():
+            values |= head(reading)
+        return Outputs(**values)
 
-    def _read(self, fused: Fused, inputs: Inputs, select: Tensor | None, heads: Collection[str] | None) -> dict:
-        """What the heads over the fusion say, as far as they are there and wanted."""
-        reading = Reading(fused, inputs.segments, select, self.text.token_embedding.weight)
-        values = {}
-        for name in READERS:
-            head = getattr(self, name)
-            if head is not None and (heads is None or name in heads):
-                values |= head(reading)
-        return values
+    def _coded(self, inputs: Inputs) -> tuple[Inputs, dict[str, Tensor]]:
+        """Where the model writes pictures, their codes in place of them, as inputs and as outputs."""
+        if self.codes is None or inputs.images is None:
+            return inputs, {}
+        codes = self.codes.encode(inputs.images)
+        return replace(inputs, images=None, codes=self.codes.opening(codes)), {"image_codes": codes}
+
+    def _wanted(self, names: Iterable[str], heads: Collection[str] | None) -> dict[str, nn.Module]:
+        """The heads of these names that are there and wanted."""
+        named = {name: getattr(self, name) for name in names if heads is None or name in heads}
+        return {name: head for name, head in named.items() if head is not None}
 
     def encode_image(self, images_BCYX: Tensor) -> Tensor:
         """[B, E] unit norm, in the space shared with text."""
@@ -220,19 +184,19 @@ class VisionLanguageModel(nn.Module):
 
     def _embed_apart(self, inputs: Inputs, condition: Tensor | None, heads: Collection[str] | None) -> dict:
         values = {"scale": self.projection.scale(), "bias": self.projection.logit_bias}
-        wanted = self._pointers(heads) if inputs.images is not None else set()
+        pointers = self._wanted(("mask", "detection"), heads) if inputs.images is not None else {}
         if inputs.tokens is not None:
-            features_BE = self.projection.text(self._read_alone(inputs, whole=bool(wanted)))
+            features_BE = self.projection.text(self._read_alone(inputs, whole=bool(pointers)))
             values["text_embedding"] = F.normalize(features_BE, dim=-1)
             condition = features_BE if condition is None else condition
         if inputs.images is not None:
             taps: list[Tensor] = []
-            wanted = set() if condition is None else wanted
-            summary = {} if wanted else self._summary()
+            pointers = {} if condition is None else pointers
+            summary = {} if pointers else self._summary()
             tokens_nND = self.vision(inputs.images, taps=taps, grids=inputs.grids, frames=inputs.frames, **summary)
             values["image_embedding"] = self.projection.embed_image(self.vision.pool(tokens_nND))
-            if wanted:
-                values |= self._point(inputs, tokens_nND, taps, condition, wanted)
+            if pointers:
+                values |= self._point(inputs, tokens_nND, taps, condition, pointers)
         return values
 
     def _read_alone(self, inputs: Inputs, whole: bool) -> Tensor:
@@ -248,20 +212,15 @@ class VisionLanguageModel(nn.Module):
         """What tells the vision encoder that only `pool` will be asked for."""
         return {"pooled": True} if isinstance(self.vision, VisionEncoder) else {}
 
-    def _pointers(self, heads: Collection[str] | None) -> set[str]:
-        """The heads for masks and boxes that are there and wanted."""
-        there = {name for name in ("mask", "detection") if getattr(self, name) is not None}
-        return there if heads is None else there & set(heads)
-
-    def _point(self, inputs: Inputs, tokens_nND, taps, condition_BE, wanted: set[str]) -> dict:
+    def _point(self, inputs: Inputs, tokens_nND, taps, condition_BE, pointers: Collection[str]) -> dict:
         """Masks and boxes, as far as they are wanted."""
         values, patch = {}, self.config.vision.patch_size
         seen = Grounding(
             tokens_nND, taps, (inputs.images.shape[-2] // patch, inputs.images.shape[-1] // patch), condition_BE,
             pictures_of_rows(inputs.image_rows, len(tokens_nND), condition_BE),
         )
-        if "mask" in wanted:
+        if "mask" in pointers:
             values["masks"] = self.mask(seen, self.vision.patches)
-        if "detection" in wanted:
+        if "detection" in pointers:
             values["boxes"], values["classes"] = self.detection(seen, self.vision.patches, self.vision.pool)
         return values

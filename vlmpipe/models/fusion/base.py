@@ -99,7 +99,29 @@ class FusionConfig:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `VisionLanguageModel.forward` was given; see there."""
+    """What a pass of the model is about.
+
+    Attributes:
+        images: [n, C, Y, X] uint8, or float when already normalised; patches [P, …] of variable-size pictures.
+        tokens: [B, T] int64.
+        segments: [B, T] which text of its row a token belongs to, 0 for padding (see `text.visible`).
+        positions: [B, T] place inside its own text, counted from 0; a prefix that is not in the row is added.
+        types: [B, T] BERT's token types.
+        image_places: [B, T] bool, where the pictures stand in the rows, in order; None: each before its row.
+        image_rows: [n] the row that each picture belongs to, ascending; None: one picture a row. What is looked for by
+            masks and boxes: rows between two pictures' rows are about the first of them, too.
+        frames: [n] the number of each picture in its clip, or among those that a text is about.
+        grids: [n, 3] patches in time, down and across, for encoders of variable-size pictures.
+        patch_mask: [n, N] bool, patches that are hidden from the model (masked image modelling).
+        cache: filled and used by generation; images are given on the first call only.
+        weights: a list to which each layer of the language model appends its attention.
+        looks: a list to which each layer of cross-attention appends its weights.
+        prefix: [B, T] bool, words that are given and never predicted: an encoder reads them, and see
+            `FusionConfig.attention`.
+        codes: [B, N] of a picture that is being written: what stands before each code; None: those of `images`.
+        only: [B] the one place of each row whose token logits [B, 1, V] are wanted. The last block of a language model
+            that reads pictures in its row computes no other, so that no other head may read it.
+    """
 
     images: Tensor | None = None
     tokens: Tensor | None = None

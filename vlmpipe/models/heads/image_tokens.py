@@ -1,11 +1,13 @@
 """The next piece of a picture that is being written.
 
-Shapes: B rows, N codes of a picture, D width, K codes to choose from.
+Shapes: B rows, N codes of a picture, K codes to choose from.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from vlmpipe.models.heads.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,11 @@ class ImageTokensConfig:
 
 
 class ImageTokens(nn.Module):
-    """[B, N, K] logits."""
+    """`image_logits` [B, N, K]."""
 
     def __init__(self, config: ImageTokensConfig, width: int, codes: int):
         super().__init__()
         self.output = nn.Linear(width, codes, bias=config.bias)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return self.output(x_BND)
+    def forward(self, reading: Reading) -> dict[str, Tensor]:
+        return {"image_logits": self.output(reading.fused.text)}

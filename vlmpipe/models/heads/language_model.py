@@ -1,12 +1,14 @@
 """The next token.
 
-Shapes: B rows, T tokens, D width, V vocabulary.
+Shapes: B rows, T tokens, M selected tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vlmpipe.models.heads.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,12 @@ class LanguageModelConfig:
 
 
 class LanguageModel(nn.Module):
-    """Logits over the vocabulary. The tied matrix belongs to the text model and is passed in, so it is saved once."""
+    """`logits` [B, T, V], or [M, V] of the selected words. The tied matrix is the text model's, so it is saved once."""
 
     def __init__(self, config: LanguageModelConfig, text_width: int, vocab_size: int):
         super().__init__()
         self.output = None if config.tied else nn.Linear(text_width, vocab_size, bias=False)
 
-    def forward(self, x_BTD: Tensor, token_embedding_VD: Tensor) -> Tensor:
-        return F.linear(x_BTD, token_embedding_VD) if self.output is None else self.output(x_BTD)
+    def forward(self, reading: Reading) -> dict[str, Tensor]:
+        words = reading.words
+        return {"logits": F.linear(words, reading.table) if self.output is None else self.output(words)}

@@ -63,9 +63,7 @@ class MaskedText(nn.Module):
         self.alone = WordPredictor(config, config.text.transformer.width) if self.config.alone else None
 
     def forward(self, reading: Reading) -> dict[str, Tensor]:
-        x = reading.fused.text
-        if x is None:
+        if reading.fused.text is None:
             return {}
-        x = x if reading.select is None else x[reading.select]
         predictor = self.met if self.alone is None or reading.fused.met else self.alone
-        return {"text_logits": predictor(x, reading.table)}
+        return {"text_logits": predictor(reading.words, reading.table)}

@@ -1,6 +1,6 @@
 """What heads over a fusion read, and what several of them share.
 
-Shapes: B rows, T words, D width, V vocabulary.
+Shapes: B rows, T words, M selected words, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vlmpipe.models.fusion.base import Fused
-from vlmpipe.models.layers import ACTIVATIONS, TransformerConfig
+from vlmpipe.models.layers import ACTIVATIONS, TransformerConfig, taken
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,22 @@ class Reading:
         fused: what the fusion gave.
         segments: [B, T] of the words, 0 for padding; None without words.
         select: [B, T] bool, the words that are scored; None: all.
+        only: [B] the one word of each row that is scored; None: all.
         table: [V, D] the token embedding, for heads that share it.
     """
 
     fused: Fused
     segments: Tensor | None
     select: Tensor | None
+    only: Tensor | None
     table: Tensor
+
+    @property
+    def words(self) -> Tensor:
+        """[B, T, D], [B, 1, D] or [M, D] of the words that are scored."""
+        text = self.fused.text
+        text = taken(text, None if text.shape[1] == 1 else self.only)
+        return text if self.select is None else text[self.select]
 
 
 class Transform(nn.Module):
