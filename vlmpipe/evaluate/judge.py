@@ -16,7 +16,7 @@ from vlmpipe.config import nearest
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.compare import compare, lower_is_better
 from vlmpipe.evaluate.power import decide_by_p, power_check
-from vlmpipe.evaluate.rules import AGAINST_CHAMPION, COST_RATIOS, FLOOR, GAIN, GateConfig, Rule
+from vlmpipe.evaluate.rules import AGAINST_CHAMPION, COST_RATIOS, COSTS, FLOOR, GAIN, GateConfig, Rule
 from vlmpipe.evaluate.statistics import Bootstrap, holm, mcnemar
 from vlmpipe.evaluate.store import Pair, Store
 
@@ -131,6 +131,8 @@ def _measure(record: dict, rule: Rule, part: Slice | None, evidence: Evidence) -
     if part is None and rule.metric not in evidence.metrics:
         if rule.metric in COST_RATIOS and evidence.champion is None:
             return NO_CHAMPION
+        if rule.metric.startswith(COSTS):
+            return "was not measured on this machine; set cost_samples and run the evaluation again, or drop the rule"
         return f"was not measured{nearest(rule.metric, evidence.metrics)}"
     if record["value"] is None:
         return f"is {found!r}, not a number"
