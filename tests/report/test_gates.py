@@ -47,7 +47,7 @@ def rows(text: str, first: str) -> list[str]:
 
 def test_the_terminal_has_rules_intervals_and_what_got_worse(place):
     text = printed(found(place), place / "data" / "evaluation" / "finetune")
-    assert text.startswith("finetune gate: FAIL, champion v1\n") and "not signed" in text.splitlines()[-1]
+    assert text.startswith("finetune gate: FAIL (1 waived), champion v1\n") and "not signed" in text.splitlines()[-1]
     assert rows(text, "accuracy")[0] == "accuracy │ ≥ 0.85 │ 0.4321 │ – │ 80 │ – │ FAIL"
     guard = rows(text, "guard")
     assert guard[0] == "guard │ drop < 0.05 │ 0.75 │ 1 │ 80 │ – │ PASS"
@@ -87,7 +87,7 @@ def test_the_page_of_one_gate_stands_alone_and_has_the_pictures(place):
     tested = TaskPictures(place / "data" / "packed", TaskConfig(path=str(place / "questions")))
     write_page(found(place), place / "data" / "evaluation" / "finetune", tested, 1, place / "page.html")
     page = (place / "page.html").read_text()
-    assert "default-src 'none'" in page and plain(re.search(r"<h1>.*?</h1>", page)[0]) == "finetune gate FAIL"
+    assert "default-src 'none'" in page and plain(re.search(r"<h1>.*?</h1>", page)[0]) == "finetune gate FAIL, 1 waived"
     assert page.count("<figure") == 2 and page.count("data:image/jpeg") == 2  # one of each finding, of the same sample
     assert "<script" not in page and "&lt;script&gt;" in page and HOSTILE in plain(page)
 

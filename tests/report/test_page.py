@@ -70,7 +70,7 @@ def test_the_tiles_say_how_it_went(page):
 def test_a_gate_shows_every_rule_with_its_numbers(page):
     found = section(page, "gates")
     assert [plain(title) for title in re.findall(r"<h3>.*?</h3>", found, re.S)] == [
-        "data PASS", "pretrain PASS", "finetune FAIL"]
+        "data PASS", "pretrain PASS", "finetune FAIL 1 waived"]
     assert cells(found)[1] == ["accuracy vqa.accuracy", "PASS", "≥ 0.85", "0.4321", "80 40 pictures", HOSTILE]
     assert cells(found)[-3:] == [
         ["accuracy vqa.accuracy", "FAIL", "≥ 0.85", "0.4321", "–", "–", "–", "80 40 pictures", HOSTILE],

@@ -37,7 +37,7 @@ def block(verdict: Mapping[str, Any], evaluation: Path, tested: TaskPictures, sa
         **verdict,
         "state": STATES[verdict["verdict"]],
         "rules": rules,
-        "waived": [rule for rule in rules if rule.get("waived")],
+        "waived": waived({"rules": rules}),
         "seal": seal(verdict),
         "compared": bool(compared),
         "charts": [charts.forest(list(map(_difference, checks)), scale_label(scale))
@@ -71,9 +71,14 @@ def write_page(verdict: Mapping[str, Any], evaluation: Path, tested: TaskPicture
 
 def tile(name: str, verdict: Mapping[str, Any]) -> dict[str, str]:
     """The verdict in a word, and how many of its rules were waived."""
-    count = sum(1 for rule in verdict["rules"] if rule.get("waived"))
+    count = len(waived(verdict))
     return {"name": f"{name} gate", "value": verdict["verdict"], "note": f"{count} waived" if count else "",
             "state": STATES[verdict["verdict"]]}
+
+
+def waived(verdict: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The checks that did not pass and yet stop nothing."""
+    return [rule for rule in verdict["rules"] if rule.get("waived")]
 
 
 def seal(verdict: Mapping[str, Any]) -> tuple[str, str]:

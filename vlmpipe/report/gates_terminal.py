@@ -11,7 +11,7 @@ from rich.table import Table
 from vlmpipe.evaluate import explain
 from vlmpipe.evaluate.explain import Answer, Finding
 from vlmpipe.evaluate.judge import PASS
-from vlmpipe.report.gates import STATES, counted, heading, scale_label, seal, truth, value_of
+from vlmpipe.report.gates import STATES, counted, heading, scale_label, seal, truth, value_of, waived
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow"}
 DRAWN = 41  # characters of an interval
@@ -21,7 +21,8 @@ def show(verdict: Mapping[str, Any], evaluation: Path, samples: int, console: Co
     """Print it; questions and answers are escaped."""
     console = console or Console()
     through = " (let through)" if verdict["passed"] and verdict["verdict"] != PASS else ""
-    reigns = verdict["champion"] or "none yet"
+    count, reigns = len(waived(verdict)), verdict["champion"] or "none yet"
+    through += f" ({count} waived)" if count else ""
     console.print(f"{escape(verdict['gate'])} gate: {_word(verdict)}{through}, champion {escape(reigns)}")
     console.print(_rules(verdict["rules"]))
     for check in verdict["rules"]:
