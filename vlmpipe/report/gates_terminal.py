@@ -26,8 +26,8 @@ def show(verdict: Mapping[str, Any], evaluation: Path, samples: int, console: Co
     console.print(f"{escape(verdict['gate'])} gate: {_word(verdict)}{through}, champion {escape(reigns)}")
     console.print(_rules(verdict["rules"]))
     for check in verdict["rules"]:
-        for aside in _asides(check):
-            console.print(f"[bold]{escape(explain.title(check))}[/]: {escape(aside)}")
+        if asides := _asides(check):
+            console.print(f"[bold]{escape(explain.title(check))}[/]: {escape('; '.join(asides))}")
     for scale, checks in explain.scales(verdict["rules"]).items():
         console.print(_intervals(scale, checks))
     for finding in explain.findings(verdict, evaluation, samples):
