@@ -7,6 +7,7 @@ from vlmpipe.data.readers.clevr import read_clevr
 from vlmpipe.data.readers.coco import read_coco_captions, read_coco_instances
 from vlmpipe.data.readers.contrast import read_sugarcrepe, read_winoground
 from vlmpipe.data.readers.folders import read_folders
+from vlmpipe.data.readers.karpathy import read_karpathy
 from vlmpipe.data.readers.listings import read_listing
 from vlmpipe.data.readers.nlvr import read_nlvr, read_nlvr2
 from vlmpipe.data.readers.pope import read_pope
@@ -20,6 +21,7 @@ from vlmpipe.data.records import Record
 READERS: dict[str, Callable[[Path], Sequence[Record]]] = {
     "coco_captions": read_coco_captions,
     "coco_instances": read_coco_instances,
+    "karpathy": read_karpathy,
     "conceptual_captions": read_listing,
     "laion": read_listing,
     "pmd": read_listing,
