@@ -1,8 +1,11 @@
+import json
 from datetime import date, timedelta
 
 import pytest
 
-from vlmpipe.errors import UserError
+from vlmpipe.errors import GateFailed, UserError
+from vlmpipe.evaluate.gate import GateConfig, Rule, gate
+from vlmpipe.evaluate.verdict import check as check_seal
 from vlmpipe.evaluate.waivers import (
     MAX_DAYS,
     Waiver,
@@ -11,6 +14,7 @@ from vlmpipe.evaluate.waivers import (
     line,
     read_waivers,
     refuse_expired,
+    today,
     used,
     waivers_path,
 )
@@ -90,3 +94,31 @@ def test_a_file_is_read_as_people_write_it_and_refused_where_it_says_something_e
         path.write_text(text)
         with pytest.raises(UserError, match=said):
             read_waivers(path)
+
+
+def test_a_gate_rests_on_its_waivers_and_says_so(tmp_path):
+    metrics, out, path = tmp_path / "m.json", tmp_path / "verdict.json", tmp_path / "w.yaml"
+    config = GateConfig({"floor": Rule("m", min=0.5), "ceiling": Rule("m", max=1)})
+
+    def run(value: float) -> dict:
+        metrics.write_text(json.dumps({"metrics": {"m": value}, "n": {}}))
+        gate("g", [metrics], None, out, config, waivers=path)
+        return json.loads(out.read_text())
+
+    with pytest.raises(GateFailed, match=r"m 0.1 is below the floor"):
+        run(0.1)
+    seen = json.loads(out.read_text())["evidence"]
+    add_waivers(path, [Waiver("floor", "Ada", "because", today().isoformat(), evidence=seen)])
+    verdict = run(0.1)
+    check_seal(verdict)
+    assert (verdict["verdict"], verdict["passed"]) == ("PASS", True)
+    facts = [(check["name"], check["verdict"], check["passed"], bool(check["waived"])) for check in verdict["rules"]]
+    assert facts == [("floor", "FAIL", False, True), ("ceiling", "PASS", True, False)]
+    with pytest.raises(GateFailed, match=r"m 0.2 is below the floor"):
+        run(0.2)  # not what the waiver is of
+    verdict = json.loads(out.read_text())
+    assert used(verdict) == [] and [waiver["by"] for waiver in verdict["waivers"]] == ["Ada"]
+    path.unlink()
+    add_waivers(path, [Waiver("flor", "Ada", "because", today().isoformat())])
+    with pytest.raises(UserError, match=r"w.yaml: found a waiver of the unknown rule 'flor'; did you mean 'floor'"):
+        run(0.1)
