@@ -1,5 +1,6 @@
 import json
 import time
+import urllib.error
 import urllib.request
 from datetime import date, timedelta
 
@@ -98,7 +99,7 @@ def test_a_paused_run_goes_on_from_its_gate_when_a_person_says_so(toy):
         assert not (toy.root / "data/toy/packed").exists() and (toy.root / "data/toy/report/index.html").exists()
         toy.log()
         answer = {key: str(value) if key == "until" else value for key, value in YES.items()}
-        resume(toy.api, paused["id"], answer)
+        wait_until(lambda: resume(toy.api, paused["id"], answer))
         output = flow.communicate(timeout=120)[0]
     finally:
         flow.kill()
@@ -113,9 +114,14 @@ def test_a_paused_run_goes_on_from_its_gate_when_a_person_says_so(toy):
     assert toy.git("show", "HEAD:results/toy/waivers/data.yaml").startswith("- rule: kept")
 
 
-def resume(api: str, run_id: str, answer: dict) -> None:
-    """As the form in the UI does."""
+def resume(api: str, run_id: str, answer: dict) -> bool:
+    """As the form in the UI does; whether the server took it: it has no form yet when the state is first seen, and
+    says 503 while its database is busy."""
     request = urllib.request.Request(f"{api}/flow_runs/{run_id}/resume", json.dumps({"run_input": answer}).encode(),
                                      {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        assert json.load(reply)["status"] == "ACCEPT"
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return json.load(reply)["status"] == "ACCEPT"
+    except urllib.error.HTTPError as error:
+        assert error.code == 503, error
+        return False
