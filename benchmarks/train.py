@@ -26,6 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.train_sides import (
+    TINY,
     OpenClip,
     Ours,
     Run,
@@ -43,10 +44,6 @@ TARGET = 1.2
 VISION = Tower(384, 6, 6)
 CLIP = Shape(VISION, Tower(256, 4, 4), image=128, patch=16, vocab=49408, context=77, embed=256)
 LLAVA = Shape(VISION, Tower(256, 6, 4, hidden=688), image=128, patch=16, vocab=7168, context=512)
-TINY = {
-    "clip": Shape(Tower(32, 2, 2), Tower(32, 2, 2), image=32, patch=16, vocab=64, context=77, embed=16),
-    "llava": Shape(Tower(32, 2, 2), Tower(32, 2, 2, hidden=64), image=32, patch=16, vocab=64, context=128),
-}
 
 
 def clip(shape: Shape, run: Run, rounds: int, cache: Path) -> bool:

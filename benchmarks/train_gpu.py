@@ -39,6 +39,7 @@ from benchmarks.train_sides import (  # noqa: E402
     DECAY,
     EPS,
     LR,
+    TINY,
     OpenClip,
     Ours,
     Run,
@@ -59,11 +60,6 @@ B16 = Tower(768, 12, 12)
 SHAPES = {
     "clip": Shape(B16, Tower(512, 12, 8), image=224, patch=16, vocab=49408, context=77, embed=512),
     "llava": Shape(B16, Tower(896, 24, 14, hidden=4864, kv_heads=2), image=224, patch=16, vocab=151936, context=4096,
-                   tied=True),
-}
-TINY = {
-    "clip": Shape(Tower(32, 2, 2), Tower(32, 2, 2), image=32, patch=16, vocab=64, context=77, embed=16),
-    "llava": Shape(Tower(32, 2, 2), Tower(32, 2, 4, hidden=64, kv_heads=2), image=32, patch=16, vocab=64, context=256,
                    tied=True),
 }
 TARGETS = {"open_clip": 1.3, "transformers": 1.5}

@@ -70,6 +70,14 @@ class Shape:
         return (self.image // self.patch) ** 2
 
 
+# To try a benchmark out, where its figures mean nothing.
+TINY = {
+    "clip": Shape(Tower(32, 2, 2), Tower(32, 2, 2), image=32, patch=16, vocab=64, context=77, embed=16),
+    "llava": Shape(Tower(32, 2, 2), Tower(32, 2, 4, hidden=64, kv_heads=2), image=32, patch=16, vocab=64, context=256,
+                   tied=True),
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """How each side trains."""

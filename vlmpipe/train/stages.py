@@ -20,6 +20,7 @@ from vlmpipe.errors import UserError
 from vlmpipe.models.collective import BatchNorm
 from vlmpipe.models.directory import CONFIG, build, is_model, load, save
 from vlmpipe.models.pretrained import HuggingFaceProcessor, from_huggingface
+from vlmpipe.models.pretrained.load import WANTED, locate
 from vlmpipe.models.processor import Processor
 from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 from vlmpipe.shards import sha256_file, write_json
@@ -36,8 +37,6 @@ from vlmpipe.train.regions import RegionDataset
 from vlmpipe.train.sources import Source, read_packed, read_shards
 from vlmpipe.train.tasks import Labelled, TaskSource, read_task
 
-# What transformers reads; pickled weights and other frameworks' files stay behind.
-HUGGING_FACE_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 # Settings that change when a run saves and shows, not what it computes.
 BESIDE_THE_RUN = ("log_every", "checkpoint_every", "keep", "prefetch")
 # In the state of a run: where DVC's tools find its curves, and what stays when the run is done.
@@ -319,27 +318,9 @@ def fetch(source: str, target: Path) -> None:
     Raises:
         UserError: there is no such model, or it has no safetensors.
     """
-    if Path(source).is_dir():
-        files = [path for pattern in HUGGING_FACE_FILES for path in Path(source).glob(pattern)]
-        target.mkdir()
-        for path in files:
-            shutil.copyfile(path, target / path.name)
-    else:
-        download(source, target)
+    directory = locate(source)
+    target.mkdir()
+    for path in {path for pattern in WANTED for path in directory.glob(pattern)}:
+        shutil.copyfile(path, target / path.name)
     if not list(target.glob("*.safetensors")):
         raise UserError(f"found no safetensors in '{source}'; expected a Hugging Face model with them; choose another")
-
-
-def download(source: str, target: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        snapshot_download(source, local_dir=target, allow_patterns=list(HUGGING_FACE_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"can't fetch the scorer '{source}' ({reason}); expected a directory or a hub id that can be reached; "
-            f"check train.scorer.huggingface and the network"
-        ) from error
-    shutil.rmtree(target / ".cache", ignore_errors=True)

@@ -25,15 +25,21 @@ from vlmpipe.models.text import TextConfig
 
 def read(theirs: Theirs, names: Names) -> TextConfig:
     require(theirs, is_decoder=False, add_cross_attention=False)
+    transformer = replace(clip.read_transformer(theirs), norm_place="post")
+    return text_config(theirs, transformer, pooler="pooler.dense.weight" in names)
+
+
+def text_config(theirs: Theirs, transformer: TransformerConfig, pooler: bool) -> TextConfig:
+    """BERT's embeddings and pooling around `transformer`, as others have them too."""
     return TextConfig(
-        replace(clip.read_transformer(theirs), norm_place="post"),
+        transformer,
         vocab_size=theirs["vocab_size"],
         context=theirs["max_position_embeddings"],
         causal=False,
         embedding_norm=True,
         token_types=theirs["type_vocab_size"],
         pool="first",
-        pooler="pooler.dense.weight" in names,
+        pooler=pooler,
     )
 
 

@@ -108,15 +108,7 @@ def read(theirs: Theirs, names: Names) -> VLMConfig:
             mean=MEAN,
             std=STD,
         ),
-        text=TextConfig(
-            read_transformer(text),
-            vocab_size=text["vocab_size"],
-            context=text["max_position_embeddings"],
-            causal=False,
-            embedding_norm=True,
-            token_types=text["type_vocab_size"],
-            pool="first",
-        ),
+        text=bert.text_config(text, read_transformer(text), pooler=False),
         fusion=FusionConfig("multimodal", multimodal=MultimodalConfig(read_transformer(both))),
         heads=read_heads(theirs, names),
     )

@@ -19,6 +19,7 @@ from vlmpipe.models.vision import VisionConfig
 from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 
 PARTS = ("vision", "text")
+# What transformers reads; pickled weights and other frameworks' files stay behind.
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 

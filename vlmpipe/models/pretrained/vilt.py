@@ -14,7 +14,6 @@ from vlmpipe.models.pretrained import bert, clip, flava
 from vlmpipe.models.pretrained.family import Family, Inputs, Names, Theirs, real, require, square
 from vlmpipe.models.pretrained.keys import KeyMap, Reshape, one, pair, prefixed
 from vlmpipe.models.pretrained.vit import HALF
-from vlmpipe.models.text import TextConfig
 from vlmpipe.models.vision import VisionConfig
 from vlmpipe.models.vlm import VLMConfig
 
@@ -34,16 +33,7 @@ def read(theirs: Theirs, names: Names) -> VLMConfig:
             mean=HALF,
             std=HALF,
         ),
-        text=TextConfig(
-            transformer,
-            vocab_size=theirs["vocab_size"],
-            context=theirs["max_position_embeddings"],
-            causal=False,
-            embedding_norm=True,
-            token_types=theirs["type_vocab_size"],
-            pool="first",
-            pooler=True,
-        ),
+        text=bert.text_config(theirs, transformer, pooler=True),
         fusion=FusionConfig("single_stream", single_stream=SingleStreamConfig(theirs["modality_type_vocab_size"])),
         heads=read_heads(theirs, names),
     )
