@@ -150,3 +150,17 @@ def test_retrieval_ranks_count_what_comes_before():
     similarity[1, 1] = -np.inf
     rank_I, rank_C = retrieval_ranks(similarity, [0, 0, 1])
     assert rank_I.tolist() == [0, 0] and rank_C.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_retrieval_ranks_are_those_of_counting_pair_by_pair(seed):
+    random = np.random.default_rng(seed)
+    owners = np.concatenate([np.arange(6), random.integers(0, 6, 9)])
+    similarity = random.integers(0, 5, (6, 15)).astype(np.float32)  # many ties
+    rank_I, rank_C = retrieval_ranks(similarity, owners)
+    for image in range(6):
+        best = max(similarity[image, c] for c in range(15) if owners[c] == image)
+        assert rank_I[image] == sum(similarity[image, c] >= best for c in range(15) if owners[c] != image)
+    for c in range(15):
+        own = similarity[owners[c], c]
+        assert rank_C[c] == sum(similarity[image, c] >= own for image in range(6) if image != owners[c])

@@ -71,17 +71,20 @@ def retrieval_ranks(similarity: np.ndarray, caption_to_image: Sequence[int]) -> 
     keeps a pair out of the race.
     """
     similarity_IC, image_of_C = _checked_similarity(similarity, caption_to_image)
-    captions = np.arange(len(image_of_C))
-    own_C = similarity_IC[image_of_C, captions]
-    rank_C = (similarity_IC >= own_C).sum(axis=0) - 1
-    is_own_IC = image_of_C[None, :] == np.arange(len(similarity_IC))[:, None]
-    best_I = np.where(is_own_IC, similarity_IC, -np.inf).max(axis=1)
-    rank_I = ((similarity_IC >= best_I[:, None]) & ~is_own_IC).sum(axis=1)
+    own_C = similarity_IC[image_of_C, np.arange(len(image_of_C))]
+    best_I = np.full(len(similarity_IC), -np.inf, own_C.dtype)
+    np.maximum.at(best_I, image_of_C, own_C)
+    rank_I = -np.bincount(image_of_C, own_C >= best_I[image_of_C], len(similarity_IC)).astype(np.int64)
+    rank_C = np.full(len(image_of_C), -1)
+    # Row by row: the comparisons of a whole COCO test would take more memory than its similarities.
+    for image, row_C in enumerate(similarity_IC):
+        rank_I[image] += np.count_nonzero(row_C >= best_I[image])
+        rank_C += row_C >= own_C
     return rank_I, rank_C
 
 
 def _checked_similarity(similarity: np.ndarray, caption_to_image: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    similarity, image_of = np.asarray(similarity, dtype=np.float64), np.asarray(caption_to_image, dtype=np.int64)
+    similarity, image_of = np.asarray(similarity), np.asarray(caption_to_image, dtype=np.int64)
     if similarity.ndim != 2 or not similarity.size or similarity.shape[1] != len(image_of):
         raise UserError(
             f"retrieval_recall: found similarity of shape {similarity.shape} and {len(image_of)} captions; "
