@@ -23,11 +23,12 @@ def read_matches(split: Path, task: TaskConfig) -> list[Sample]:
     captions, ids = captions_of(split, task)
     names = sorted(captions)
     ring = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
-    after = {name: ring[place + 1 :] + ring[:place] for place, name in enumerate(ring)}
+    place_of = {name: place for place, name in enumerate(ring)}
     samples = []
     for name, own in captions.items():
         # One that shares no sentence, so that each of its captions is false here.
-        other = next((other for other in after[name] if set(captions[other]).isdisjoint(own)), None)
+        after = (ring[(place_of[name] + step) % len(ring)] for step in range(1, len(ring)))
+        other = next((other for other in after if set(captions[other]).isdisjoint(own)), None)
         if other is None:
             raise UserError(f"{split}: found no picture without a caption of '{name}'; expected some to swap with")
         theirs = captions[other]
