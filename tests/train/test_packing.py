@@ -1,21 +1,31 @@
 """Packed rows: every sample once an epoch, few tokens wasted, a function of the step alone, each sample by itself."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.models.generate.test_rows import make_row
+from tests.models.test_native import make as make_native
+from tests.models.test_native import noise
 from tests.models.tiny import PRESETS, TEXTS, pictures
+from tests.train.test_pictures import png
 from vlmpipe.config import parse
 from vlmpipe.errors import UserError
 from vlmpipe.models import VLMConfig, build
+from vlmpipe.models.generate import ask
 from vlmpipe.models.processor import EncodedText
 from vlmpipe.train.batches import Dataset, Pair, make_dataset
-from vlmpipe.train.packing import PackedBatches, Packer, first_fit_decreasing, places_of
+from vlmpipe.train.loop import TrainConfig
+from vlmpipe.train.packing import MarkedBatches, PackedBatches, Packer, first_fit_decreasing, places_of
+from vlmpipe.train.pictures import decode_images
+from vlmpipe.train.stages import make_batches
 
 PICTURE, CAPACITY, SAMPLES = 4, 32, 101
+MARK = 3  # the token that stands for a text's pictures
 
 
 def line(tokens: int):
@@ -84,7 +94,7 @@ def test_a_sample_longer_than_a_row_is_refused():
         PackedBatches(Packer(packer.dataset, 20, line(PICTURE)), 4)
 
 
-@pytest.mark.parametrize("attention", ["causal", "full"])
+@pytest.mark.parametrize("attention", ["causal", "full", "prefix"])
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_a_packed_sample_has_the_loss_that_it_has_alone(attention, positions):
     preset = PRESETS["prefix"]
@@ -105,6 +115,39 @@ def test_a_packed_sample_has_the_loss_that_it_has_alone(attention, positions):
     together = losses(model, packer.collate([[2, 0], [3, 1]]))
     alone = torch.cat([losses(model, dataset.collate([number])) for number in (2, 0, 3, 1)])
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["row", "native"])
+def test_a_text_that_marks_its_pictures_is_learned_as_it_is_asked(kind, tmp_path):
+    """Chat templates put pictures inside of the text: so do rows of their own, packed ones and the prompt's."""
+    model, processor = make_row() if kind == "row" else make_native()
+    shown = pictures(3) if kind == "row" else noise((24, 40), (16, 16), (30, 20))
+    model.double()
+    processor.picture = MARK
+    if kind == "row":
+        images = processor.images(shown).numpy()
+    else:
+        images = decode_images(png(shown), 3, processor, tmp_path / "cache", model.config.vision)
+    prompts = [(5, MARK, 9), (5, 6, MARK, 8, 7), (5, 4)]
+    texts = [EncodedText((*ids, 11, 12), len(ids)) for ids in prompts]
+    dataset = Dataset(images, ((0, texts[:1]), ((1, 2), texts[1:2]), (1, texts[2:])), MARK)
+    assert dataset.marked
+    packer = Packer(dataset, None, places_of(model, images))
+    alone = [replace(packer, capacity=int(length)).collate([[row]]) for row, length in enumerate(packer.lengths())]
+    for row, seen in ((0, shown[0]), (1, tuple(shown[1:]))):
+        asked = ask(model, processor, [seen], [EncodedText(prompts[row], len(prompts[row]))])
+        length = asked["tokens"].shape[1]
+        for name in ("tokens", "segments", "positions", "image_places"):
+            assert torch.equal(alone[row][name][:, :length], asked[name]), name
+        assert torch.equal(alone[row]["images"], asked["images"])
+        assert alone[row]["labels"][0].tolist() == [-100] * (length - 1) + [11, 12, -100]
+    each = torch.cat([losses(model, dict(batch)) for batch in alone])
+    together = replace(packer, capacity=128).collate([[0, 1], [2]])
+    torch.testing.assert_close(losses(model, together), each, rtol=1e-9, atol=1e-12)
+    batches = make_batches(dataset, model, TrainConfig(batch_size=3), 0, 1)
+    assert type(batches) is MarkedBatches
+    found = losses(model, batches.at(0)).sort().values
+    torch.testing.assert_close(found, each.sort().values, rtol=1e-9, atol=1e-12)
 
 
 def losses(model, batch) -> torch.Tensor:

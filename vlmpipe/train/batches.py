@@ -26,10 +26,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures, and rows: each row is a picture, or several, and the texts learned about it in one go."""
+    """Pictures, and rows: each row is a picture, or several, and the texts learned about it in one go.
+
+    `mark`: the token with which a text says where its pictures stand; a row has one such text at most.
+    """
 
     images: Pictures
     rows: tuple[tuple[int | tuple[int, ...], tuple[EncodedText, ...]], ...]
+    mark: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,6 +45,11 @@ class Dataset:
         if len(batch["image_rows"]) == len(indices):
             del batch["image_rows"]
         return batch
+
+    @property
+    def marked(self) -> bool:
+        """Whether any text says where its pictures stand."""
+        return self.mark is not None and any(self.mark in text.ids for _, texts in self.rows for text in texts)
 
     def numbers(self, index: int) -> tuple[int, ...]:
         """The pictures of a row."""
@@ -66,12 +75,14 @@ def group(pairs: Sequence[Pair], per_row: int) -> list[list[Pair]]:
 def make_dataset(
     images: Pictures, pairs: Sequence[Pair], processor: Processor, decoder: bool, per_row: int = 1
 ) -> Dataset:
-    """Tokenize once. A decoder learns `per_row` answers in a row; a dual encoder embeds "question answer"."""
+    """Tokenize once. A decoder learns `per_row` answers in a row, or one where a text may mark its pictures' place; a
+    dual encoder embeds "question answer"."""
     if not pairs:
         raise UserError("found no text to train on; expected a caption or question; check the data directory")
     encode = encode_learned if decoder else encode_joined
-    rows = group(pairs, per_row if decoder else 1)
-    return Dataset(images, tuple((row[0].image, tuple(encode(processor, pair) for pair in row)) for row in rows))
+    rows = group(pairs, per_row if decoder and processor.picture is None else 1)
+    texts = tuple((row[0].image, tuple(encode(processor, pair) for pair in row)) for row in rows)
+    return Dataset(images, texts, processor.picture)
 
 
 def encode_learned(processor: Processor, pair: Pair) -> EncodedText:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
+from vlmpipe.models.text import TEXTS
+
 # Dense peaks in TFLOP/s of tensor cores in bfloat16, and of plain float32, from NVIDIA's data sheets of each.
 PEAKS = (
     (r"H200|GH200|H100 80GB HBM3", 989.0, 67.0),
@@ -98,7 +100,7 @@ class Meter:
         segments = batch.get("segments")
         samples = len(next(iter(batch.values())))
         if segments is not None:
-            samples = int((-segments.amin(dim=1)).clamp(min=1).sum())  # pictures are in segments -1, -2, ...
+            samples = int(((segments.amax(dim=1) - 1) // TEXTS + 1).clamp(min=1).sum())
             self.tokens += int((segments != 0).sum())
         self.samples += samples * self.world
         self.all_samples += samples * self.world

@@ -4,7 +4,7 @@ Shapes: B rows of this process, n pictures, M tokens that a picture takes in its
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlmpipe.errors import UserError
 from vlmpipe.models.places import Grid, picture_positions
+from vlmpipe.models.processor import EncodedText
 from vlmpipe.models.text import TEXTS
 from vlmpipe.models.vlm import VisionLanguageModel
 from vlmpipe.train.batches import Batches, Dataset
@@ -63,10 +64,11 @@ def places_of(model: VisionLanguageModel, pictures: Pictures) -> Places:
 
 @dataclass(frozen=True)
 class Packer:
-    """Makes rows of `capacity` tokens out of the samples of `dataset`, whose pictures' tokens stand at `places`."""
+    """Makes rows of `capacity` tokens out of the samples of `dataset`, whose pictures' tokens stand at `places`; null:
+    rows that hold any sample."""
 
     dataset: Dataset
-    capacity: int
+    capacity: int | None
     places: Places
 
     def lengths(self) -> np.ndarray:
@@ -76,9 +78,11 @@ class Packer:
             UserError: one is longer than a row.
         """
         seen = [sum(len(self.places(picture)) for picture in self.dataset.numbers(n)) for n in range(len(self.dataset))]
-        found = np.array(seen) + [sum(len(text.ids) for text in texts) for _, texts in self.dataset.rows]
+        found = np.array(seen) + [
+            sum(len(text.ids) - (self.dataset.mark in text.ids) for text in texts) for _, texts in self.dataset.rows
+        ]
         longest = int(found.argmax())
-        if found[longest] > self.capacity:
+        if self.capacity is not None and found[longest] > self.capacity:
             raise UserError(
                 f"pack: found a sample of {found[longest]} tokens, {seen[longest]} of them of pictures, in rows of "
                 f"{self.capacity}; expected rows that hold any sample; raise pack, or lower per_row"
@@ -86,16 +90,17 @@ class Packer:
         return found
 
     def collate(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """The pictures' inputs, `image_rows` [n], and [B, T] tokens, segments, positions, labels, image_places.
+        """The pictures' inputs, `image_rows` [n], and [B, T] tokens, segments, positions, labels, prefix, image_places.
 
         The pictures of the g-th sample of a row stand before its texts, in segment -g; the texts have the segments
-        that see them (see `vlmpipe.models.text`). Positions start anew with each sample; [B, T, 3] where places are.
+        that see them (see `vlmpipe.models.text`). A text that marks where they stand has them in itself. Positions
+        start anew with each sample; [B, T, 3] where places are.
         """
         shape = len(rows), self.capacity
         found = {name: np.zeros(shape, np.int64) for name in ("tokens", "segments")}
         found["positions"] = np.zeros(shape + self.places(0).shape[1:], np.int64)
         found["labels"] = np.full(shape, -100, np.int64)
-        found["image_places"] = np.zeros(shape, bool)
+        found |= {name: np.zeros(shape, bool) for name in ("prefix", "image_places")}
         for row, samples in enumerate(rows):
             views = {name: values[row] for name, values in found.items()}
             at = 0
@@ -107,23 +112,64 @@ class Packer:
 
     def write(self, row: dict[str, np.ndarray], at: int, group: int, number: int) -> int:
         """Put one sample into a row from token `at` on; returns where it ends."""
-        start, end = 0, at
+        _, texts = self.dataset.rows[number]
+        if self.dataset.mark in texts[0].ids:
+            return self.write_around(row, at, group, number)
+        end, start = self.put_pictures(row, at, number, 0)
+        row["segments"][at:end] = -1 - group
+        for place, text in enumerate(texts, start=1):
+            at, end = end, put_words(row, end, text.ids, start)
+            row["segments"][at:end] = group * TEXTS + place
+            put_targets(row, at, end, text)
+        return end
+
+    def write_around(self, row: dict[str, np.ndarray], at: int, group: int, number: int) -> int:
+        """The same where the text marks the place of its pictures, which then are a part of it."""
+        [text] = self.dataset.rows[number][1]
+        mark = text.ids.index(self.dataset.mark)
+        end, start = self.put_pictures(row, put_words(row, at, text.ids[:mark], 0), number, mark)
+        end = put_words(row, end, text.ids[mark + 1 :], start)
+        row["segments"][at:end] = group * TEXTS + 1
+        put_targets(row, at, end, text)
+        return end
+
+    def put_pictures(self, row: dict[str, np.ndarray], at: int, number: int, start: int) -> tuple[int, int]:
+        """Those of a sample, from position `start` on; returns where they end, and the position after them."""
         for picture in self.dataset.numbers(number):
             places = self.places(picture)
-            at, end = end, end + len(places)
+            end = at + len(places)
             row["image_places"][at:end] = True
-            row["segments"][at:end] = -1 - group
             row["positions"][at:end] = start + places
-            start += int(places.max()) + 1
-        for place, text in enumerate(self.dataset.rows[number][1], start=1):
-            at, end = end, end + len(text.ids)
-            row["tokens"][at:end] = text.ids
-            row["segments"][at:end] = group * TEXTS + place
-            steps = np.arange(start, start + len(text.ids))
-            row["positions"][at:end] = steps.reshape(-1, *[1] * (row["positions"].ndim - 1))
-            first = max(text.start, 1)
-            row["labels"][at + first - 1 : end - 1] = text.ids[first:]
-        return end
+            at, start = end, start + int(places.max()) + 1
+        return at, start
+
+
+def put_words(row: dict[str, np.ndarray], at: int, ids: Sequence[int], start: int) -> int:
+    end = at + len(ids)
+    row["tokens"][at:end] = ids
+    steps = np.arange(start, start + len(ids))
+    row["positions"][at:end] = steps.reshape(-1, *[1] * (row["positions"].ndim - 1))
+    return end
+
+
+def put_targets(row: dict[str, np.ndarray], at: int, end: int, text: EncodedText) -> None:
+    """What is learned of a text that stands from `at` to `end`, as in `processor.stack`."""
+    learned = text.ids[max(text.start, 1) :]
+    row["labels"][end - 1 - len(learned) : end - 1] = learned
+    row["prefix"][at : end - 1 - len(learned)] = True
+
+
+class MarkedBatches(Batches):
+    """Batches of rows with a sample each, whose pictures stand where its text marks them."""
+
+    def __init__(self, packer: Packer, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1):
+        super().__init__(packer.dataset, batch_size, seed, rank, world)
+        self.packer, self.lengths = packer, packer.lengths()
+
+    def at(self, step: int) -> dict[str, Tensor]:
+        numbers = self.indices(step)
+        fitting = replace(self.packer, capacity=int(self.lengths[numbers].max()))
+        return fitting.collate([[number] for number in numbers])
 
 
 class PackedBatches(Batches):

@@ -30,7 +30,7 @@ from vlmpipe.train.checkpoint import fingerprint, newest
 from vlmpipe.train.live import live
 from vlmpipe.train.loop import CHECKPOINTS, CURVES, TIMING, TrainConfig, train
 from vlmpipe.train.objectives import check_objective, make_objective
-from vlmpipe.train.packing import PackedBatches, Packer, places_of
+from vlmpipe.train.packing import MarkedBatches, PackedBatches, Packer, places_of
 from vlmpipe.train.parallel import place
 from vlmpipe.train.pictures import decode_images
 from vlmpipe.train.regions import RegionDataset
@@ -175,6 +175,10 @@ def make_batches(
         UserError: samples of this model can't share rows.
     """
     size = config.batch_size // config.accumulation
+    marked = isinstance(dataset, Dataset) and dataset.marked
+    if config.pack is None and marked:
+        packer = Packer(dataset, None, places_of(model, dataset.images))
+        return MarkedBatches(packer, size, config.seed, rank, world)
     if config.pack is None:
         return Batches(dataset, size, config.seed, rank, world)
     if not isinstance(dataset, Dataset):
