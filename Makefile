@@ -16,7 +16,7 @@ export DO_NOT_TRACK = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-gate bench-no-network bench-parity bench-planted bench-selection bench-scoring bench-train bench-train-gpu bench-data-juicer zoo ui serve report lock clean
+.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-evaluation bench-gate bench-no-network bench-parity bench-planted bench-selection bench-scoring bench-train bench-train-gpu bench-data-juicer zoo ui serve report lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -75,13 +75,16 @@ bench-download: setup  ## images per second of our download, of img2dataset and 
 bench-no-network: setup  ## 10,000 real addresses with no network: time and outcomes
 	$(BIN)/python benchmarks/no_network.py
 
+bench-evaluation: setup  ## VQA evaluation beside transformers' generate, same weights and answers: answers a second
+	$(BIN)/python benchmarks/evaluation.py
+
 bench-train: setup  ## training beside open_clip and transformers on CPU: samples a second
 	$(BIN)/python benchmarks/train.py
 
 bench-train-gpu: setup  ## the same on a GPU, with MFU; without one the smallest shapes only show that it runs
 	$(BIN)/python benchmarks/train_gpu.py
 
-bench: bench-download bench-no-network bench-planted bench-bias bench-gate bench-curation bench-selection bench-scoring bench-data-juicer bench-parity bench-train  ## every benchmark that needs no GPU
+bench: bench-download bench-no-network bench-planted bench-bias bench-gate bench-curation bench-selection bench-scoring bench-data-juicer bench-parity bench-evaluation bench-train  ## every benchmark that needs no GPU
 
 ui: setup        ## Prefect server and UI on loopback
 	$(BIN)/python -m vlmpipe ui

@@ -162,7 +162,7 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
 
 def adapter(base: type) -> type:
     """The class for lmms-eval, whose models all have its own base class."""
-    return type("Adapter", (Answers, base), {"__doc__": Answers.__doc__, "is_simple": True})
+    return type("Adapter", (Answers, base), {"__doc__": Answers.__doc__, "__module__": __name__, "is_simple": True})
 
 
 def manifest() -> Any:
