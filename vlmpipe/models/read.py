@@ -24,7 +24,8 @@ def read_model(
         return load(directory, device)
     model, processor = from_huggingface(directory, device)
     if not isinstance(model, VisionLanguageModel):
-        raise UserError(f"{directory}: found a {type(model).__name__} alone; expected a model of pictures and words")
+        raise UserError(f"{directory}: found a {type(model).__name__} alone; expected a model of pictures and "
+                        f"words; make one of two parts with `vlmpipe.models.join_huggingface` and save it")
     parts = {"tokenizer": "tokenizer.json", "pictures": "preprocessor_config.json"}
     missing = [file for part, file in parts.items() if getattr(processor, part, None) is None]
     if missing:

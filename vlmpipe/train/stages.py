@@ -18,10 +18,9 @@ from vlmpipe.data.task import TaskConfig
 from vlmpipe.dispatch import Cluster, run_training
 from vlmpipe.errors import UserError
 from vlmpipe.models.collective import BatchNorm
-from vlmpipe.models.directory import CONFIG, build, is_model, load, save
-from vlmpipe.models.pretrained import HuggingFaceProcessor, from_huggingface
+from vlmpipe.models.directory import build, is_model, load, save
 from vlmpipe.models.pretrained.load import WANTED, locate
-from vlmpipe.models.processor import Processor
+from vlmpipe.models.read import read_model
 from vlmpipe.models.vlm import VisionLanguageModel, VLMConfig
 from vlmpipe.shards import sha256_file, write_json
 from vlmpipe.train.adapters import add_adapters, merge_adapters, rules_with_adapters
@@ -138,7 +137,7 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
     config = job.config
     source = read_source(job)
     if job.architecture is None:
-        model, processor = start(job.init)
+        model, processor = read_model(job.init)
     else:
         model, processor = build(job.architecture, source.texts, config.seed)
     if job.vision is not None:
@@ -207,25 +206,6 @@ def with_adapters(config: TrainConfig) -> TrainConfig:
 def tell(listeners: tuple[Callable[[dict], None], ...], facts: dict) -> None:
     for listener in listeners:
         listener(facts)
-
-
-def start(directory: Path) -> tuple[VisionLanguageModel, Processor | HuggingFaceProcessor]:
-    """What a run goes on from: a model directory of ours, or of Hugging Face with its tokenizer and image processor.
-
-    Raises:
-        UserError: there is only a part of that.
-    """
-    if is_model(directory) or not (directory / CONFIG).is_file():
-        return load(directory)
-    model, processor = from_huggingface(directory)
-    if not isinstance(model, VisionLanguageModel):
-        raise UserError(
-            f"{directory}: found a {type(model).__name__} alone; expected a whole model; make one of two parts with "
-            f"`vlmpipe.models.join_huggingface` and save it"
-        )
-    if processor is None or processor.pictures is None or processor.tokenizer is None:
-        raise UserError(f"{directory}: found no tokenizer or no image processor; expected both; copy their files there")
-    return model, processor
 
 
 # Of a vision tower what its weights' meaning does not hang on.
