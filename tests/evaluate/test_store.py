@@ -143,6 +143,14 @@ def test_higher_is_better_whatever_the_metric(tmp_path):
 
 
 def test_a_rate_leaves_room_for_what_was_not_drawn(tmp_path):
-    found = store(tmp_path, {"m": means([1] * 6), "loss": means([2.0] * 6)})
-    assert resample(found.scored("m"), 0, 200).reach == 1 and resample(found.scored("loss"), 0, 200).reach is None
+    pixels, f1 = Counts("ratio", dict.fromkeys(IDS, (30, 40))), Counts("f1", dict.fromkeys(IDS, (1, 1, 0)))
+    all_counts = {"m": means([1] * 6), "gain": means([-1] * 6), "cumulative": pixels, "f1": f1}
+    all_counts["loss"] = means([2.0] * 6)
+    found = store(tmp_path, all_counts, all_counts)
+    for metric in all_counts:
+        reach = None if metric == "loss" else 1
+        assert resample(found.scored(metric), 0, 200).reach == reach, metric
+        assert compare(found.pair(metric), 0, 200).reach == reach, metric
+    # Three clusters that agree don't show that a drop is below a half.
+    assert compare(found.pair("cumulative"), 0, 200).p_at_most(-0.5) > 0.05
     assert resample(found.scored("m"), 0, 200).interval()[0] < 0.5

@@ -8,6 +8,9 @@ from vlmpipe.evaluate.store import Pair, Scored, metric_of
 # Endings of a metric's name, or of the part before a slice's: `vqa.accuracy_wrong_image.color`.
 LOWER_IS_BETTER = ("perplexity", "wrong_image", "chair.s", "chair.i", "fid", "calibration_error", "drop", "gap")
 
+# Forms of numbers from 0 to 1.
+BOUNDED = {"f1", "bleu", "average_precision"}
+
 
 def lower_is_better(metric: str) -> bool:
     """Whether a metric's name says that less is better."""
@@ -17,24 +20,25 @@ def lower_is_better(metric: str) -> bool:
 def compare(pair: Pair, seed: int, replicates: int = REPLICATES, lower_is_better: bool = False) -> Bootstrap:
     """Challenger minus champion, turned round where less is better: higher is better.
 
-    A mean of numbers in [0, 1] can't differ by more than 1, which is what is said of clusters that were not seen
-    (`Bootstrap.reach`); the difference of anything else is not bounded. Corpus metrics are computed anew in every draw.
+    Corpus metrics are computed anew in every draw. Of clusters that were not seen a rate says that they can't differ by
+    more than 1 (`Bootstrap.reach`), and so does a gain, for both models have the same blind guess; perplexities and
+    other numbers without bounds say nothing of them.
 
     Raises:
         UserError: fewer than two clusters, or a draw without a finite value.
     """
     sign = -1.0 if lower_is_better else 1.0
     sides = (pair.challenger_NM, pair.champion_NM)
+    reach = 1.0 if all(_is_rate(pair.form, counts_NM) for counts_NM in sides) else None
     if all(_is_mean(pair.form, counts_NM) for counts_NM in sides):
         difference_N = sign * (sides[0][:, 0] - sides[1][:, 0])
-        reach = 1.0 if all(_is_rate(counts_NM) for counts_NM in sides) else None
         return bootstrap_mean(difference_N, pair.clusters_N, seed, replicates, reach)
 
     def difference(weights_BN: np.ndarray) -> np.ndarray:
         challenger_B, champion_B = (metric_of(pair.form, weights_BN, counts_NM) for counts_NM in sides)
         return sign * (challenger_B - champion_B)
 
-    return bootstrap_corpus(difference, pair.clusters_N, seed, replicates)
+    return bootstrap_corpus(difference, pair.clusters_N, seed, replicates, reach)
 
 
 def resample(scored: Scored, seed: int, replicates: int = REPLICATES) -> Bootstrap:
@@ -43,11 +47,11 @@ def resample(scored: Scored, seed: int, replicates: int = REPLICATES) -> Bootstr
     Raises:
         UserError: as in `compare`.
     """
+    reach = 1.0 if _is_rate(scored.form, scored.counts_NM) else None
     if _is_mean(scored.form, scored.counts_NM):
-        reach = 1.0 if _is_rate(scored.counts_NM) else None
         return bootstrap_mean(scored.counts_NM[:, 0], scored.clusters_N, seed, replicates, reach)
     value: Statistic = lambda weights_BN: metric_of(scored.form, weights_BN, scored.counts_NM)  # noqa: E731
-    return bootstrap_corpus(value, scored.clusters_N, seed, replicates)
+    return bootstrap_corpus(value, scored.clusters_N, seed, replicates, reach)
 
 
 def _is_mean(form: str, counts_NM: np.ndarray) -> bool:
@@ -55,5 +59,6 @@ def _is_mean(form: str, counts_NM: np.ndarray) -> bool:
     return form == "ratio" and bool((counts_NM[:, 1] == 1).all())
 
 
-def _is_rate(counts_NM: np.ndarray) -> bool:
-    return bool(((counts_NM[:, 0] >= 0) & (counts_NM[:, 0] <= 1)).all())
+def _is_rate(form: str, counts_NM: np.ndarray) -> bool:
+    """Whether it is a share, or a difference of two."""
+    return form in BOUNDED or (form == "ratio" and bool((abs(counts_NM[:, 0]) <= counts_NM[:, 1]).all()))
