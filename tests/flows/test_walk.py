@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from flows import walk
-from flows.walk import Node, StageFailed, below, failure, read_plan, restrict
-from vlmpipe.errors import UserError
+from flows.walk import Node, StageFailed, Undecided, below, failure, read_plan, restrict
+from vlmpipe.errors import GateFailed, UserError
 
 STAGES = ["download@one", "download@two", "gate_data", "pack", "report", "select"]
 
@@ -120,6 +120,19 @@ def test_where_only_dvc_speaks_its_line_is_the_reason():
 
 def test_a_gate_without_a_verdict_crashed(tmp_path):
     assert isinstance(failure(node("g", verdict=tmp_path / "verdict.json"), ["KeyError: 'x'"]), StageFailed)
+
+
+def test_a_verdict_tells_a_gate_that_failed_from_one_that_cannot_decide_and_leaves_out_what_is_waived(tmp_path):
+    check = {"metric": "m", "slice": None, "rule": "min", "difference": None, "note": "is bad", "detail": None, "n": 5}
+    checks = [check | {"name": "a", "passed": False, "waived": None}, check | {"name": "b", "passed": True},
+              check | {"name": "c", "metric": "other", "passed": False, "waived": {"rule": "c"}}]
+    gate = node("gate_x", verdict=tmp_path / "verdict.json")
+    for verdict, kind, said in (("FAIL", GateFailed, "failed"), ("INCONCLUSIVE", Undecided, "can't decide")):
+        facts = {"gate": "x", "passed": False, "verdict": verdict, "rules": checks}
+        gate.verdict.write_text(json.dumps(facts))
+        error = failure(gate, [])
+        assert type(error) is kind and str(error) == f"gate x {said}: m is bad"
+    assert error.gate is gate
 
 
 # --- progress ----------------------------------------------------------------------------------------------
