@@ -77,30 +77,30 @@ def threads(monkeypatch):
 
 
 def test_a_model_twice_as_slow_shows_by_its_ratios(place, threads):
-    found = cost.costs(chunk(place), TASK, CONFIG, Contender(CHAMPION, place / "fast", "b"), rounds=3)
+    found = cost.costs(chunk(place), TASK, CONFIG, Contender(CHAMPION, place / "fast", "b"), turns=8)
     assert found["models"] == {CHALLENGER: "a", CHAMPION: "b"} and set(found["n"].values()) == {8}
     values = found["metrics"]
     assert 1.4 < values["cost.seconds_ratio"] < 2.6 and 0.35 < values["cost.throughput_ratio"] < 0.75
-    assert values["cost.memory_ratio"] == pytest.approx(1)  # of one process here
+    assert values["cost.memory_ratio"] == pytest.approx(1, rel=0.02)  # of one process here
     # A sample is asked about two pictures; the sleep is for both.
-    assert SECONDS < values["cost.seconds_per_sample"] < 4 * SECONDS
-    assert 0.25 / SECONDS < values["cost.samples_per_second"] < 1 / SECONDS
+    assert SECONDS < values["cost.seconds_per_sample"] < 10 * SECONDS
+    assert 0.1 / SECONDS < values["cost.samples_per_second"] < 1 / SECONDS
 
 
 @pytest.mark.slow  # a process that imports torch
 def test_memory_is_that_of_the_models_own_process(place):
     mine = torch.ones(2 * HOARD)  # 800 MiB that the model doesn't hold
-    found = cost.costs(chunk(place, count=2), TASK, CONFIG, rounds=1)["metrics"]
+    found = cost.costs(chunk(place, count=2), TASK, CONFIG, turns=1)["metrics"]
     assert 400 < found["cost.peak_memory_mib"] < cost.peak_memory() / cost.MIB - 300
     assert mine[0] == 1 and "cost.memory_ratio" not in found
 
 
 def test_without_a_champion_that_can_do_it_there_are_no_ratios(place, threads):
-    found = cost.costs(chunk(place, "fast"), TASK, CONFIG, Contender(CHAMPION, place / "lost"), rounds=1)
+    found = cost.costs(chunk(place, "fast"), TASK, CONFIG, Contender(CHAMPION, place / "lost"), turns=1)
     assert set(found["metrics"]) == {"cost.seconds_per_sample", "cost.samples_per_second", "cost.peak_memory_mib"}
     assert set(found["details"].values()) == {"champion: it can't do this"}
     with pytest.raises(UserError, match="it can't do this"):
-        cost.costs(chunk(place, "lost"), TASK, CONFIG, rounds=1)
+        cost.costs(chunk(place, "lost"), TASK, CONFIG, turns=1)
 
 
 def test_a_checkpoint_that_loses_a_bit_is_found(place, monkeypatch):

@@ -1,7 +1,7 @@
 """What a model costs beside the champion, and whether its checkpoint gives the same model again.
 
-Each model runs in a process of its own, so that peak memory is its own. They take turns on the same samples on the same
-machine, so that what else the machine does slows both: ratios are medians over the rounds.
+Each model runs in a process of its own, so that peak memory is its own. They take turns at every batch of the same
+samples on the same machine, so that what else the machine does slows both; medians over many turns leave out the rest.
 """
 
 import multiprocessing
@@ -22,13 +22,13 @@ import torch
 from vlmpipe.dispatch import limit_threads
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.store import CHALLENGER, CHAMPION
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Task, decode_all, keys_of
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Task, decode_all, keys_of
 from vlmpipe.evaluate.tasks.chunks import Chunk, Contender, device
 from vlmpipe.evaluate.tasks.resume import fingerprint
 from vlmpipe.models import load, save
 from vlmpipe.shards import batched
 
-ROUNDS = 5
+TURNS = 24
 MIB = 1 << 20
 
 # Samples with their right and their wrong pictures.
@@ -49,7 +49,7 @@ def measure(
 
 
 def costs(
-    chunk: Chunk, task: Task, config: EvaluateConfig, champion: Contender | None = None, rounds: int = ROUNDS
+    chunk: Chunk, task: Task, config: EvaluateConfig, champion: Contender | None = None, turns: int = TURNS
 ) -> dict[str, Any]:
     """Seconds, samples per second and memory of the chunk's model, and the ratios to the champion's.
 
@@ -67,13 +67,11 @@ def costs(
     models = [chunk.model, *([champion] if champion else [])]
     chunks = [replace(chunk, model=model) for model in models]
     with subjects(chunks, task, config) as asked:
-        seconds = {one: [_round(asked, one, turn) for turn in range(-1, rounds)][1:] for one in (1, config.batch_size)}
-        memory = {role: _answer(asked, role, None) for role in list(asked)}
-    count = 2 * len(chunk.samples)
-    single, many = seconds[1], seconds[config.batch_size]
+        single, many = (_in_turns(asked, len(chunk.samples), size, turns) for size in (1, config.batch_size))
+        memory = {role: _answer(asked, role, None) for role in asked}
     found = {
-        "seconds_per_sample": statistics.median(turn[CHALLENGER] for turn in single) / count,
-        "samples_per_second": count / statistics.median(turn[CHALLENGER] for turn in many),
+        "seconds_per_sample": statistics.median(turn[CHALLENGER] for turn in single),
+        "samples_per_second": 1 / statistics.median(turn[CHALLENGER] for turn in many),
         "peak_memory_mib": memory[CHALLENGER] / MIB,
     }
     problem = asked.problems.get(CHAMPION)
@@ -133,13 +131,19 @@ def subjects(chunks: Sequence[Chunk], task: Task, config: EvaluateConfig) -> Ite
             worker.join()
 
 
-def _round(asked: Mapping[str, Connection], size: int, turn: int) -> dict[str, float]:
-    """Seconds of each model for all samples; who goes first changes with the turn."""
-    order = list(asked)[:: 1 if turn % 2 else -1]
-    return {role: _answer(asked, role, size) for role in order}
+def _in_turns(asked: Mapping[str, Connection], samples: int, size: int, turns: int) -> list[dict[str, float]]:
+    """Seconds of each model for a sample, of every turn; who goes first alternates."""
+    found = []
+    while len(found) < turns:
+        for start in range(0, samples, size):
+            part = start, min(start + size, samples)
+            order = list(asked)[:: 1 if len(found) % 2 else -1]
+            count = 2 * (part[1] - part[0])
+            found.append({role: _answer(asked, role, part) / count for role in order})
+    return found
 
 
-def _answer(asked: Mapping[str, Connection], role: str, question: int | None) -> float:
+def _answer(asked: Mapping[str, Connection], role: str, question: tuple[int, int] | None) -> float:
     asked[role].send(question)
     return _received(asked[role])
 
@@ -155,35 +159,33 @@ def _received(connection: Connection) -> Any:
 
 
 def _serve(connection: Connection, chunk: Chunk, task: Task, config: EvaluateConfig) -> None:
-    """Load the model and say so; then for each number of samples in a batch the seconds that all samples take, and
-    for None the peak of memory in bytes."""
+    """Load the model and say so; then for each range of samples the seconds that a batch of them takes, and for None
+    the peak of memory in bytes."""
     limit_threads(1)
     try:
         model, processor = load(chunk.model.directory, device())
         pictures = task.pictures(chunk.place, keys_of(chunk.samples), chunk.files)
         # The warm-up, and whether the model can do it at all.
-        _predict(model, processor, task, _batches(chunk, pictures, config.batch_size), config)
+        for size in (1, config.batch_size):
+            _predict(model, processor, task, _batches(chunk.samples, pictures, size), config)
         connection.send("ready")
-        while True:
-            size = connection.recv()
-            if size is None:
-                connection.send(peak_memory())
-                continue
-            batches = _batches(chunk, pictures, size)
+        while (part := connection.recv()) is not None:
+            batches = _batches(chunk.samples[slice(*part)], pictures, config.batch_size)
             start = time.perf_counter()
             _predict(model, processor, task, batches, config)
             connection.send(time.perf_counter() - start)
+        connection.send(peak_memory())
     except EOFError:
         return  # whoever asked is gone
     except Exception as error:
         connection.send(error)
 
 
-def _batches(chunk: Chunk, pictures: Mapping[Any, bytes], size: int) -> Batches:
+def _batches(samples: Sequence[Sample], pictures: Mapping[Any, bytes], size: int) -> Batches:
     return [
         (batch, [decode_all(pictures, sample.image) for sample in batch],
          [decode_all(pictures, sample.wrong_image) for sample in batch])
-        for batch in batched(chunk.samples, size)
+        for batch in batched(samples, size)
     ]
 
 
@@ -210,7 +212,7 @@ def peak_memory() -> int:
 def round_trip(chunk: Chunk, task: Task, config: EvaluateConfig) -> bool:
     """Whether the model that is loaded, saved and loaded again has the same weights and says the same, to the bit."""
     pictures = task.pictures(chunk.place, keys_of(chunk.samples), chunk.files)
-    batches = _batches(chunk, pictures, config.batch_size)
+    batches = _batches(chunk.samples, pictures, config.batch_size)
     with tempfile.TemporaryDirectory(prefix="vlmpipe-") as folder:
         once, processor = load(chunk.model.directory, device())
         save(once, processor, Path(folder))
