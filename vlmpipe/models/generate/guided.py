@@ -66,7 +66,7 @@ def guided(
     new: list[list[int]] = [[] for _ in prompts]
     live = [True] * len(prompts)
     for _ in range(min(limit, text.config.context - int(next_B.max()))):
-        chances_BV = head(hidden_BD, text.token_embedding.weight).float().softmax(dim=-1)
+        chances_BV = head.logits(hidden_BD, text.token_embedding.weight).float().softmax(dim=-1)
         chance_BK, words_BK = chances_BV.topk(min(config.candidates, chances_BV.shape[1]), dim=1)
         x_BKD = try_words(text, words_BK, next_B, cache)
         worn_BK = (F.normalize(x_BKD, dim=-1) @ said_BSD.transpose(1, 2)).masked_fill(~seen_BS[:, None], -torch.inf)

@@ -26,5 +26,8 @@ class LanguageModel(nn.Module):
         self.output = None if config.tied else nn.Linear(text_width, vocab_size, bias=False)
 
     def forward(self, reading: Reading) -> dict[str, Tensor]:
-        words = reading.words
-        return {"logits": F.linear(words, reading.table) if self.output is None else self.output(words)}
+        return {"logits": self.logits(reading.words, reading.table)}
+
+    def logits(self, x: Tensor, table_VD: Tensor) -> Tensor:
+        """[..., V] of tokens [..., D]; `table_VD` is the text model's embedding."""
+        return F.linear(x, table_VD) if self.output is None else self.output(x)
