@@ -77,7 +77,8 @@ def test_a_stage_gets_its_paths_and_addresses_as_they_were_typed(params, handed)
 
 def test_a_gate_gets_all_its_metrics_and_no_champion_where_there_is_none(params, handed):
     assert main(["gate", "data", "--metrics", "a.json", "b.json", "--out", "verdict.json"]) == 0
-    assert handed[0][2] == {"metrics": [Path("a.json"), Path("b.json")], "champion": None, "out": Path("verdict.json")}
+    given = {"metrics": [Path("a.json"), Path("b.json")], "out": Path("verdict.json")}
+    assert handed[0][2] == {**dict.fromkeys(("champion", "samples", "costs", "waivers", "lock")), **given}
 
 
 def test_explaining_a_gate_is_a_verb_beside_the_stage_of_its_name(params, handed, monkeypatch):
