@@ -38,6 +38,7 @@ def test_equal_scores_are_lost():
     assert scores.metrics["accuracy"] == scores.metrics["accuracy.swap_att"] == 0.5
     assert scores.metrics["accuracy_wrong_image"] == 0.0 and scores.metrics["accuracy_blind"] == 0.5
     assert scores.rows["a"]["prediction"] == SAID[0] and scores.rows["b"]["score"] == 0.0
+    assert scores.rows["b"]["prediction"] == SAID[0]  # false of the second picture
 
 
 @pytest.mark.parametrize(("scores", "text", "image"), [

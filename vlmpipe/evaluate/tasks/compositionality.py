@@ -72,7 +72,8 @@ def score_contrasts(samples: list[Sample], rows: list[dict]) -> Scores:
 
 
 def best(sample: Sample, scores: Sequence[float]) -> str:
-    return sample.choices[int(np.argmax(scores))]
+    """The likeliest; of equal ones the last, for the true one comes first and equal scores are lost."""
+    return sample.choices[max(range(len(scores)), key=lambda place: (scores[place], place))]
 
 
 def grouped(samples: Sequence[Sample], rows: Sequence[dict]) -> dict[str, Counts]:
