@@ -127,7 +127,7 @@ def test_a_text_that_marks_its_pictures_is_learned_as_it_is_asked(kind, tmp_path
     if kind == "row":
         images = processor.images(shown).numpy()
     else:
-        images = decode_images(png(shown), 3, processor, tmp_path / "cache", model.config.vision)
+        images = decode_images(png(shown), 3, processor, tmp_path / "cache", model.config)
     prompts = [(5, MARK, 9), (5, 6, MARK, 8, 7), (5, 4)]
     texts = [EncodedText((*ids, 11, 12), len(ids)) for ids in prompts]
     dataset = Dataset(images, ((0, texts[:1]), ((1, 2), texts[1:2]), (1, texts[2:])), MARK)

@@ -19,16 +19,19 @@ from vlmpipe.dispatch import Cluster
 from vlmpipe.errors import UserError
 from vlmpipe.models import VLMConfig, load
 from vlmpipe.models.generate import caption, picture_inputs
-from vlmpipe.models.pretrained import HuggingFaceProcessor
+from vlmpipe.models.parity import random_module
+from vlmpipe.models.pretrained import HuggingFaceProcessor, convert
+from vlmpipe.models.pretrained.processor import own_tokenizer
 from vlmpipe.shards import write_manifest, write_table
 from vlmpipe.train import pictures as module
 from vlmpipe.train.batches import Batches, Dataset, Pair, make_dataset
 from vlmpipe.train.loop import TrainConfig
-from vlmpipe.train.objectives import LanguageModeling
+from vlmpipe.train.objectives import Answers, LanguageModeling, make_objective
 from vlmpipe.train.optim import OptimizerConfig, ScheduleConfig
 from vlmpipe.train.packing import PackedBatches, Packer, places_of
 from vlmpipe.train.pictures import OwnSizes, decode_images, inputs_of
-from vlmpipe.train.stages import make_batches, pretrain
+from vlmpipe.train.stages import check_sizes, make_batches, pretrain
+from vlmpipe.train.tasks import Labelled
 
 SIZES = ((24, 40), (16, 16), (30, 20), (9, 31))
 
@@ -80,7 +83,7 @@ def test_decoding_in_memory_and_on_disk_is_the_same(tmp_path, monkeypatch):
 
 def decoded(model, processor, cache, sizes=SIZES):
     encoded = png(noise(*sizes))
-    return decode_images(encoded, len(encoded), processor, cache, model.config.vision)
+    return decode_images(encoded, len(encoded), processor, cache, model.config)
 
 
 def learned(changes=()):
@@ -175,6 +178,41 @@ def test_mixed_sizes_in_the_training_loop_s_batches(tmp_path):
         assert torch.isfinite(LanguageModeling()(model, batch)[0])
     with pytest.raises(UserError, match=r"found a sample of \d+ tokens, 1[0-9] of them of pictures, in rows of 12"):
         make_batches(dataset, model, dataclasses.replace(config, pack=12), 0, 1)
+
+
+def vilt():
+    """(a model that answers by classes, what fills its pictures up)."""
+    own = make("prefix")[1]
+    config, theirs = random_module("vilt.answers", vocab_size=own.vocab_size, max_position_embeddings=40)
+    prepare = transformers.ViltImageProcessorPil(size={"shortest_edge": 20}, size_divisor=5)
+    return convert(config.to_dict(), theirs.state_dict()), HuggingFaceProcessor(prepare, own_tokenizer(own), 20, 40)
+
+
+def test_filled_up_among_larger_ones_a_sample_has_the_loss_that_it_has_alone(tmp_path):
+    model, processor = vilt()
+    kept = decoded(model, processor, tmp_path / "cache", ((61, 40), (40, 64), (50, 50)))
+    assert kept.several and len(inputs_of(kept, [1, 1])) == 1
+    texts = ("a red circle", "how many shapes", "two")
+    rows = Dataset(kept, tuple((number, (processor.encode(text),)) for number, text in enumerate(texts)))
+    labelled = Labelled(rows, {"answers": torch.rand(3, model.config.heads.answers.classes)})
+    alone = [Answers()(model, labelled.collate([number]))[0] for number in range(3)]
+    batch = labelled.collate([0, 1, 2])
+    assert len(batch["grids"].unique(dim=0)) == 3
+    torch.testing.assert_close(Answers()(model, batch)[0], torch.stack(alone).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_objectives_that_exchange_hide_or_compare_pictures_want_one_size(tmp_path):
+    model, processor = vilt()
+    mixed = decoded(model, processor, tmp_path / "cache", ((61, 40), (40, 64)))
+    for name in ("matching", "contrastive", "masked_image", {"masked_text": 1.0, "matching": 1.0}):
+        with pytest.raises(UserError, match="objective: found pictures that keep their own sizes"):
+            check_sizes(mixed, make_objective(name, model))
+    check_sizes(mixed, make_objective({"masked_text": 1.0, "answers": 1.0}, model))
+    same = decoded(model, processor, tmp_path / "same", ((61, 40), (61, 40)))
+    check_sizes(same, make_objective("matching", model))
+    processor.pictures.size_divisor = 3
+    with pytest.raises(UserError, match="expected uint8 in whole patches of 5 x 5 pixels"):
+        decoded(model, processor, tmp_path / "odd")
 
 
 @pytest.mark.parametrize("pack", [None, 96])

@@ -28,10 +28,10 @@ from vlmpipe.train.batches import Batches, Dataset
 from vlmpipe.train.checkpoint import fingerprint, newest
 from vlmpipe.train.live import live
 from vlmpipe.train.loop import CHECKPOINTS, CURVES, TIMING, TrainConfig, train
-from vlmpipe.train.objectives import check_objective, make_objective
+from vlmpipe.train.objectives import check_objective, make_objective, takes_any_size
 from vlmpipe.train.packing import MarkedBatches, PackedBatches, Packer, places_of
 from vlmpipe.train.parallel import place
-from vlmpipe.train.pictures import decode_images
+from vlmpipe.train.pictures import OwnSizes, Pictures, decode_images
 from vlmpipe.train.regions import RegionDataset
 from vlmpipe.train.sources import Source, read_packed, read_shards
 from vlmpipe.train.tasks import Labelled, TaskSource, read_task
@@ -145,12 +145,13 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
     if model.language_model is None:
         processor.answers = source.answers_for(model) or processor.answers
     cache = job.state / "cache" / f"images-{rank}.bytes"
-    images = decode_images(source.images, len(source.images), processor, cache, model.config.vision)
+    images = decode_images(source.images, len(source.images), processor, cache, model.config)
     if model.codes is not None and job.architecture is not None:
         model.codes.fit(images, config.seed)  # the same in every process
     dataset, fitting = source.lessons(images, model, processor, config.per_row)
     batches = make_batches(dataset, model, config, rank, world)
     objective = make_objective(config.objective or fitting, model)
+    check_sizes(images, objective)
     if config.lora is not None:
         add_adapters(model, config.lora, config.seed)
         config = with_adapters(config)
@@ -163,6 +164,15 @@ def work(job: Job, report: Callable[[dict], None], stopped: Callable[[], bool]) 
     if rank == 0 and not summary.stopped:
         write_result(job.state, model, processor)
     return dataclasses.asdict(summary)
+
+
+def check_sizes(images: Pictures, objective: Callable) -> None:
+    """Refuse pictures of several sizes where an objective exchanges, hides or compares whole ones."""
+    if isinstance(images, OwnSizes) and images.several and not takes_any_size(objective):
+        raise UserError(
+            "objective: found pictures that keep their own sizes; expected objectives that leave them as they are, "
+            "such as language_modeling, masked_text or answers; choose those, or a model whose pictures have one size"
+        )
 
 
 def make_batches(

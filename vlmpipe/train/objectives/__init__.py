@@ -20,7 +20,7 @@ from vlmpipe.train.objectives.language import LanguageModeling
 from vlmpipe.train.objectives.masked import MaskedImage, MaskedMultimodal, MaskedText
 from vlmpipe.train.objectives.masks import Masks
 from vlmpipe.train.objectives.matching import HardMatching, Matching
-from vlmpipe.train.objectives.mixture import mixture
+from vlmpipe.train.objectives.mixture import Mixture, mixture
 from vlmpipe.train.objectives.prefix_lm import PrefixLM
 from vlmpipe.train.objectives.sigmoid import Sigmoid
 
@@ -43,6 +43,14 @@ OBJECTIVES = {
     "sigmoid": Sigmoid,
     "statements": Statements,
 }
+
+# Those that give the model the batch's pictures as they come, also of several sizes.
+ANY_SIZE = (Answers, LanguageModeling, MaskedText, PrefixLM, Statements)
+
+
+def takes_any_size(objective: Objective) -> bool:
+    parts = [part for _, _, part in objective.parts] if isinstance(objective, Mixture) else [objective]
+    return all(isinstance(part, ANY_SIZE) for part in parts)
 
 
 def objective_for(model: nn.Module) -> Objective:
