@@ -178,4 +178,6 @@ def _interval(
     codes = np.array([names[clusters[sample]] for sample in own])
     found = bootstrap_mean(np.array([scores[sample] for sample in own], float), codes, seed, replicates, reach)
     low, high = found.interval(alpha)
+    if reach == 1 and all(0 <= scores[sample] <= 1 for sample in own):  # rates; so is their mean
+        low, high = max(low, 0.0), min(high, 1.0)
     return {"value": found.estimate, "n": len(own), "low": low, "high": high}
