@@ -114,9 +114,9 @@ def test_samples_of_one_picture_make_the_interval_wider():
 def test_a_groups_interval_is_one_of_rates_also_where_all_are_right_or_wrong():
     scores, groups = grouped(a=[1] * 40, b=[0] * 40)
     result = worst_group(scores, groups)
-    assert result.value == 0 == result.details["low"] < result.details["groups"]["b"]["high"] < 0.2
-    assert result.details["groups"]["a"]["high"] == 1 > result.details["groups"]["a"]["low"] > 0.8
-    assert 0.6 < result.details["gap_low"] < result.details["gap"] == 1 == result.details["gap_high"]
+    assert result.value == 0 == result.details["low"] < result.details["groups"]["b"]["high"] < 0.25
+    assert result.details["groups"]["a"]["high"] == 1 > result.details["groups"]["a"]["low"] > 0.75
+    assert 0.5 < result.details["gap_low"] < result.details["gap"] == 1 == result.details["gap_high"]
 
 
 def test_fewer_than_two_groups_are_no_comparison():

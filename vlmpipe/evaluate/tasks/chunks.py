@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.store import CHALLENGER, CHAMPION
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Task, decode_all, encoded, keys_of
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Task, decode, encoded, keys_of
 from vlmpipe.evaluate.tasks.look import look
 from vlmpipe.evaluate.tasks.order import neighbours
 from vlmpipe.evaluate.tasks.resume import fingerprint, read_rows, write_rows
@@ -123,11 +124,15 @@ def predict_samples(
     rows = []
     for at in range(0, len(samples), config.batch_size):
         batch = samples[at : at + config.batch_size]
-        keys = dict.fromkeys(key for sample in batch for key in (sample.image, sample.wrong_image))
-        seen = {key: decode_all(pictures, key) for key in keys}
-        right, wrong = ([seen[key] for key in keys] for keys in zip(*((s.image, s.wrong_image) for s in batch)))
+        seen = {key: decode(pictures, key) for key in keys_of(batch)}
+        right, wrong = ([shown(seen, getattr(sample, which)) for sample in batch] for which in ("image", "wrong_image"))
         rows += task.predict(network, processor, batch, right, wrong, config)
     return rows
+
+
+def shown(seen: Mapping[Any, Image.Image], key: Any) -> Image.Image | tuple[Image.Image, ...]:
+    """A sample's picture, or its pictures."""
+    return tuple(seen[one] for one in key) if isinstance(key, tuple) else seen[key]
 
 
 def digest(pictures: Mapping[Any, bytes], key: Any) -> str:

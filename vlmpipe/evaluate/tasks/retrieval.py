@@ -28,7 +28,7 @@ Ranks = dict[str, dict[str, list[int]]]  # by way and sample
 
 def read_retrieval(split: Path, task: TaskConfig) -> list[Sample]:
     """One sample per picture with all its captions; its rivals are other pictures with theirs (`truth`), the same for
-    every model.
+    every model. Samples come in the order of that ring, so that a batch shares its rivals.
 
     A dual encoder chooses among all pictures of the test, other models among a sample's own and its rivals.
     """
@@ -40,9 +40,7 @@ def read_retrieval(split: Path, task: TaskConfig) -> list[Sample]:
         rivals = tuple(ring[(place + step) % len(ring)] for step in range(1, min(CANDIDATES, len(ring))))
         theirs = tuple(captions[rival] for rival in rivals)
         samples.append(Sample(file_id(ids[name]), name, rivals, "", captions[name], truth=theirs))
-    # In the order of the file.
-    order = {name: number for number, name in enumerate(captions)}
-    return sorted(samples, key=lambda sample: order[sample.image])
+    return samples
 
 
 def captions_of(split: Path, task: TaskConfig) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
