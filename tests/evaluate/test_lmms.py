@@ -90,6 +90,8 @@ def test_the_least_loss_is_the_likeliest_choice_and_greedy_says_what_is_written(
     ids = lmms.said(model.feed, "what color?", written)
     same = lmms.generate(model.network, model.feed, pictures(1), prompts, len(ids))[0][: len(ids)] == list(ids)
     assert greedy == same and not all(greedy for _, greedy in found)
+    boxing = lmms.adapter(Base, lambda pair: ["boxed", pair])
+    assert boxing.loglikelihood(model, [request(0, "what color?", choices[0])])[0][0] == "boxed"
 
 
 def test_several_pictures_are_shown_and_other_things_refused(model):

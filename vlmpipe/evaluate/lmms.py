@@ -8,7 +8,7 @@ gives a document's pictures, the document's number, task, split), for likelihood
 of the document that gives it, in the second place. Documents are in `task_dict`, which lmms-eval fills.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
@@ -17,7 +17,7 @@ from vlmpipe.errors import UserError
 from vlmpipe.evaluate.command import CHAMPION, find_model
 from vlmpipe.models import read_model
 from vlmpipe.models.generate import GenerationConfig, answer, ask, generate, log_likelihoods
-from vlmpipe.train.tasks import with_room
+from vlmpipe.models.generate.rows import with_room
 
 NAME = "vlmpipe"
 TOKENS = 128  # most of an answer where the task doesn't say
@@ -160,9 +160,18 @@ def cut(text: str, until: str | Sequence[str] | None) -> str:
 # --- what lmms-eval imports ----------------------------------------------------------------------------------
 
 
-def adapter(base: type) -> type:
-    """The class for lmms-eval, whose models all have its own base class."""
-    return type("Adapter", (Answers, base), {"__doc__": Answers.__doc__, "__module__": __name__, "is_simple": True})
+def adapter(base: type, boxed: Callable[[Any], Any] = lambda pair: pair) -> type:
+    """The class for lmms-eval, whose models all have its own base class.
+
+    boxed: what likelihoods are handed over in. lmms-eval 0.7 makes a string of whatever a model gives that is neither
+    text nor its `GenerationResult`, and then finds no numbers in it.
+    """
+
+    def loglikelihood(self: Answers, requests: Sequence[Any]) -> list[Any]:
+        return [boxed(pair) for pair in Answers.loglikelihood(self, requests)]
+
+    facts = {"__doc__": Answers.__doc__, "__module__": __name__, "is_simple": True, "loglikelihood": loglikelihood}
+    return type("Adapter", (Answers, base), facts)
 
 
 def manifest() -> Any:
@@ -175,6 +184,7 @@ def manifest() -> Any:
 def __getattr__(name: str) -> Any:
     if name != "Adapter":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lmms_eval.api.instance import GenerationResult
     from lmms_eval.api.model import lmms
 
-    return adapter(lmms)
+    return adapter(lmms, GenerationResult)

@@ -64,7 +64,7 @@ def sample(number: int, row: Mapping[str, Any], values: Mapping[str, Mapping[str
         "filtered_resps": row["prediction"],
         "token_counts": [None],
         "doc_hash": digest(json.dumps(doc, indent=2, ensure_ascii=False)),
-        "input_media": [{"type": "image", "id": row["image_id"]}],
+        "image_id": row["image_id"],
         "score": row["score"],
         **{name: value for name, value in own.items() if math.isfinite(value)},
         "input": row["question"],
