@@ -87,7 +87,7 @@ def test_a_model_twice_as_slow_shows_by_its_ratios(place, threads):
     assert 0.1 / SECONDS < values["cost.samples_per_second"] < 1 / SECONDS
 
 
-@pytest.mark.slow  # a process that imports torch
+@pytest.mark.slow  # it starts a process that imports torch
 def test_memory_is_that_of_the_models_own_process(place):
     mine = torch.ones(2 * HOARD)  # 800 MiB that the model doesn't hold
     found = cost.costs(chunk(place, count=2), TASK, CONFIG, turns=1)["metrics"]

@@ -22,17 +22,13 @@ import torch
 from vlmpipe.dispatch import limit_threads
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.store import CHALLENGER, CHAMPION
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Task, decode_all, keys_of
-from vlmpipe.evaluate.tasks.chunks import Chunk, Contender, device
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Task, keys_of
+from vlmpipe.evaluate.tasks.chunks import Chunk, Contender, device, predict_samples
 from vlmpipe.evaluate.tasks.resume import fingerprint
-from vlmpipe.models import load, save
-from vlmpipe.shards import batched
+from vlmpipe.models import read_model, save
 
 TURNS = 24
 MIB = 1 << 20
-
-# Samples with their right and their wrong pictures.
-Batches = list[tuple[list, list, list]]
 
 
 def measure(
@@ -54,7 +50,7 @@ def costs(
     """Seconds, samples per second and memory of the chunk's model, and the ratios to the champion's.
 
     A sample counts twice: it is asked with its right and with its wrong picture. `cost.seconds_per_sample` is one at a
-    time, `cost.samples_per_second` in batches of `config.batch_size`; decoding of pictures is not in it. Memory is the
+    time, `cost.samples_per_second` in batches of `config.batch_size`, from the encoded picture on. Memory is the
     peak of the process, or of what torch holds on the accelerator if there is one.
 
     Returns:
@@ -163,37 +159,23 @@ def _serve(connection: Connection, chunk: Chunk, task: Task, config: EvaluateCon
     the peak of memory in bytes."""
     limit_threads(1)
     try:
-        model, processor = load(chunk.model.directory, device())
+        model, processor = read_model(chunk.model.directory, device())
         pictures = task.pictures(chunk.place, keys_of(chunk.samples), chunk.files)
         # The warm-up, and whether the model can do it at all.
-        for size in (1, config.batch_size):
-            _predict(model, processor, task, _batches(chunk.samples, pictures, size), config)
+        for samples in (chunk.samples[:1], chunk.samples):
+            predict_samples(task, model, processor, samples, pictures, config)
         connection.send("ready")
         while (part := connection.recv()) is not None:
-            batches = _batches(chunk.samples[slice(*part)], pictures, config.batch_size)
             start = time.perf_counter()
-            _predict(model, processor, task, batches, config)
+            predict_samples(task, model, processor, chunk.samples[slice(*part)], pictures, config)
+            if device() == "cuda":
+                torch.cuda.synchronize()
             connection.send(time.perf_counter() - start)
         connection.send(peak_memory())
     except EOFError:
         return  # whoever asked is gone
     except Exception as error:
         connection.send(error)
-
-
-def _batches(samples: Sequence[Sample], pictures: Mapping[Any, bytes], size: int) -> Batches:
-    return [
-        (batch, [decode_all(pictures, sample.image) for sample in batch],
-         [decode_all(pictures, sample.wrong_image) for sample in batch])
-        for batch in batched(samples, size)
-    ]
-
-
-def _predict(model: Any, processor: Any, task: Task, batches: Batches, config: EvaluateConfig) -> list[dict]:
-    rows = [row for batch in batches for row in task.predict(model, processor, *batch, config)]
-    if device() == "cuda":
-        torch.cuda.synchronize()
-    return rows
 
 
 def peak_memory() -> int:
@@ -212,13 +194,12 @@ def peak_memory() -> int:
 def round_trip(chunk: Chunk, task: Task, config: EvaluateConfig) -> bool:
     """Whether the model that is loaded, saved and loaded again has the same weights and says the same, to the bit."""
     pictures = task.pictures(chunk.place, keys_of(chunk.samples), chunk.files)
-    batches = _batches(chunk.samples, pictures, config.batch_size)
     with tempfile.TemporaryDirectory(prefix="vlmpipe-") as folder:
-        once, processor = load(chunk.model.directory, device())
+        once, processor = read_model(chunk.model.directory, device())
         save(once, processor, Path(folder))
-        said = fingerprint(_predict(once, processor, task, batches, config))
-        again, processor = load(Path(folder), device())
-        if fingerprint(_predict(again, processor, task, batches, config)) != said:
+        said = fingerprint(predict_samples(task, once, processor, chunk.samples, pictures, config))
+        again, processor = read_model(Path(folder), device())
+        if fingerprint(predict_samples(task, again, processor, chunk.samples, pictures, config)) != said:
             return False
     return same_weights(once, again)
 
