@@ -41,6 +41,19 @@ def test_decoding_stops_where_positions_end(prefix):
     assert 1 <= len(found[0]) <= processor.text_limit - len(prompt.ids)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_row_whose_positions_end_stops_alone(seed):
+    """The others go on as if it were not there."""
+    model, processor = make("prefix", seed)
+    shown = pictures(8, seed)
+    asked = ["red " * 100, "how many?", "two shapes", "", "red", "how many?", "what color?", "two"]
+    prompts = [processor.encode_question(text) for text in asked]
+    found = generate(model, processor, shown, prompts, 12)
+    assert len(found[0]) < 12 == max(map(len, found))
+    for image, prompt, ids in zip(shown, prompts, found, strict=True):
+        assert ids == generate(model, processor, [image], [prompt], 12)[0]
+
+
 def test_dual_encoder_answers_with_the_nearest_candidate(dual):
     model, processor = dual
     images, questions = pictures(4), ["what color?", "how many?", "what color?", "what shape?"]

@@ -60,8 +60,8 @@ def read_starts(model: VisionLanguageModel, batch: dict[str, Any], cache: Cache)
 
 
 def advance(model: VisionLanguageModel, written: Written, tokens_B: Tensor) -> None:
-    """Write one word in each row."""
-    positions = written.positions_B[:, None]
+    """Write one word in each row; in one without positions left it stands anywhere, for nothing is read from it."""
+    positions = written.positions_B.masked_fill(written.room_B < 1, 0)[:, None]
     written.logits_BV = model(
         tokens=tokens_B[:, None], segments=torch.ones_like(positions), positions=positions, cache=written.cache,
         heads=("language_model",),
