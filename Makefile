@@ -16,7 +16,7 @@ export DO_NOT_TRACK = 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-evaluation bench-gate bench-no-network bench-parity bench-planted bench-selection bench-scoring bench-train bench-train-gpu bench-data-juicer zoo ui serve report lock clean
+.PHONY: help setup run test check bench bench-bias bench-curation bench-download bench-evaluation bench-gate bench-no-network bench-parity bench-planted bench-sabotage bench-selection bench-scoring bench-train bench-train-gpu bench-data-juicer zoo ui serve report lock clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -60,6 +60,9 @@ bench-bias: setup  ## a skew planted by a filter is caught by the gate, pools wi
 bench-gate: setup  ## 1,000 comparisons of a model with itself, and true drops: alarms of the gate's statistics
 	$(BIN)/python benchmarks/gate_calibration.py
 
+bench-sabotage: setup  ## ten sabotaged models, each stopped by the rule that should, and ten honest reruns that pass
+	$(BIN)/python benchmarks/sabotage.py
+
 bench-selection: setup  ## select 1 and 10 million rows of simulated metadata: time, memory, growth
 	$(BIN)/python benchmarks/selection.py
 
@@ -84,7 +87,7 @@ bench-train: setup  ## training beside open_clip and transformers on CPU: sample
 bench-train-gpu: setup  ## the same on a GPU, with MFU; without one the smallest shapes only show that it runs
 	$(BIN)/python benchmarks/train_gpu.py
 
-bench: bench-download bench-no-network bench-planted bench-bias bench-gate bench-curation bench-selection bench-scoring bench-data-juicer bench-parity bench-evaluation bench-train  ## every benchmark that needs no GPU
+bench: bench-download bench-no-network bench-planted bench-bias bench-gate bench-sabotage bench-curation bench-selection bench-scoring bench-data-juicer bench-parity bench-evaluation bench-train  ## every benchmark that needs no GPU
 
 ui: setup        ## Prefect server and UI on loopback
 	$(BIN)/python -m vlmpipe ui

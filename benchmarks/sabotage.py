@@ -12,6 +12,7 @@ others may fail too. What is trained and evaluated is kept in the workspace; a r
 import argparse
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -129,7 +130,7 @@ SABOTAGES = (
     Case("one slice destroyed", "kinds", value=DESTROYED, world="slice_destroyed"),
     Case("always yes", "accuracy", world="always_yes"),
     Case("captions of the blind twin", "captions", world="blind_captions"),
-    Case("a NaN head", EVALUATION, spoil=nan_head),
+    Case("a NaN head", EVALUATION, value="nan", spoil=nan_head),
     Case("twice slower", "slower", spoil=slow_down),
     Case("biased on one group", "gap", world="group_slighted"),
     Case("tested on its training data", "contamination", world="contaminated"),
@@ -205,9 +206,9 @@ def slug(name: str) -> str:
 
 
 def stopped_by(verdict: dict) -> list[str]:
-    """The rules that failed or could not be decided, with their slices."""
+    """The rules that failed or could not be decided, with their slices; or that the evaluation found NaN."""
     if verdict["verdict"] == "refused":
-        return [EVALUATION]
+        return [f"{EVALUATION}:nan" if re.search(r"\bnan\b", verdict["why"]) else EVALUATION]
     return [label(check) for check in verdict["rules"] if check["verdict"] != "PASS"]
 
 
