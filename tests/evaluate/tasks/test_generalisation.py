@@ -5,9 +5,9 @@ import json
 import pytest
 
 from vlmpipe.data.readers.clevr import read_clevr_scenes
+from vlmpipe.data.scenes import LEFT_OUT
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.data.task_world import read_task, write_tasks
-from vlmpipe.data.scenes import LEFT_OUT
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.tasks import Sample
 from vlmpipe.evaluate.tasks.generalisation import looks, read_combinations, score_combinations

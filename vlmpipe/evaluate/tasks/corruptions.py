@@ -80,7 +80,7 @@ def noise(picture: Image.Image, deviation: float, rng: np.random.Generator) -> I
 
 
 def blur(picture: Image.Image, deviation: float, rng: np.random.Generator) -> Image.Image:
-    """By the Gaussian itself: Pillow's, made of three boxes, does nothing below half a pixel. Edges go on as they are."""
+    """By the Gaussian itself: Pillow's three boxes do nothing below half a pixel. Edges go on as they are."""
     deviation *= min(picture.size) / SIDE
     reach = math.ceil(4 * deviation)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
