@@ -59,7 +59,7 @@ def write_world(directory: Path, train: Split, test: Split) -> None:
         write_table(file, pa.Table.from_pylist(rows))
         digest = {f"{part}/{file.name}": sha256_file(file)}
         entries.append({"name": f"{part}/{file.stem}", "rows": len(rows), "files": digest})
-    places = {f"{uid}.jpg": {"place": scene.items[0].place} for uid, scene in enumerate(test.scenes, TEST_IDS + 1)}
+    places = {str(uid): {"place": scene.items[0].place} for uid, scene in enumerate(test.scenes, TEST_IDS + 1)}
     write_groups(directory / "questions" / "test", places)
     write_manifest(directory / "packed", "packed", entries)
 
