@@ -27,15 +27,25 @@ class Pictures(Mapping):
         self._places, self._aliases, self._where = places, aliases, where
 
     def __getitem__(self, name: int | str) -> bytes:
-        name = str(name)
+        path, start, size = self._place(str(name))
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def _place(self, name: str) -> Place:
         place = self._places.get(name) or self._places.get(self._aliases.get(name, ""))
         if place is None:
             raise UserError(f"{self._where}: found no picture for {name!r}; expected one of {len(self)} there; "
                             f"check that the pictures belong to the annotations")
-        path, start, size = place
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(size)
+        return place
+
+    def only(self, names: Iterable[str]) -> "Pictures":
+        """Those of these names, by them.
+
+        Raises:
+            UserError: there is no such picture.
+        """
+        return Pictures({name: self._place(name) for name in names}, {}, self._where)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

@@ -22,6 +22,7 @@ TaskName = Literal[
     "retrieval", "matching", "hallucination", "robustness", "generalisation", "text_prior", "few_shot",
     "text_to_image", "fairness",
 ]
+TRAIN = "train"  # beside the split; the names of pictures that are shown as examples begin with it
 MOST_SHOTS = 8  # answered questions that are kept at hand as examples
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "there is a {}")
 
@@ -186,6 +187,12 @@ def keys_of(samples: Sequence[Sample]) -> set:
     """Of every picture that the samples show, right or wrong."""
     shown = [key for sample in samples for key in (sample.image, sample.wrong_image)]
     return {one for key in shown for one in (key if isinstance(key, tuple) else (key,))}
+
+
+def own_names(sample: Sample) -> tuple[str, ...]:
+    """Of the pictures that the sample asks about, without those of examples from training."""
+    names = tuple(map(str, sample.image if isinstance(sample.image, tuple) else (sample.image,)))
+    return tuple(name for name in names if not name.startswith(f"{TRAIN}/")) or names
 
 
 def task_pictures(split: Path, keys: set, task: TaskConfig) -> dict[Any, bytes]:

@@ -14,13 +14,11 @@ from vlmpipe.data.records import QuestionRecord
 from vlmpipe.data.task import TaskConfig, answers_of, read_pictures
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import vqa_accuracy
-from vlmpipe.evaluate.tasks.base import MOST_SHOTS, EvaluateConfig, Sample, Scores, means, records_of
+from vlmpipe.evaluate.tasks.base import MOST_SHOTS, TRAIN, EvaluateConfig, Sample, Scores, means, records_of
 from vlmpipe.evaluate.tasks.look import spread
 from vlmpipe.evaluate.tasks.questions import best_blind_guess, read_questions
 from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import Example, answer
-
-TRAIN = "train"  # beside the split; its pictures' names begin with it
 
 
 def read_shots(split: Path, files: TaskConfig) -> list[Sample]:

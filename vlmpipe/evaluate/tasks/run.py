@@ -16,7 +16,7 @@ from vlmpipe.dispatch import Cluster, map_shards
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.contamination import contamination
 from vlmpipe.evaluate.store import CHALLENGER, CHAMPION, EVALUATION, tables, write_scores
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, Task, task_pictures
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, Task, own_names, task_pictures
 from vlmpipe.evaluate.tasks.captions import packed_pictures, predict_captions, read_captions, score_captions
 from vlmpipe.evaluate.tasks.chunks import Chunk, Contender, Part, run_chunk, split
 from vlmpipe.evaluate.tasks.classes import predict_classes, read_classes, score_classes
@@ -50,14 +50,14 @@ TASKS: dict[str, Task] = {
     "captioning": Task(read_captions, packed_pictures, predict_captions, score_captions, packed=True),
     "vqa": Task(read_questions, task_pictures, predict_answers, score_answers),
     "classification": Task(read_classes, task_pictures, predict_classes, score_classes),
-    "statements": Task(read_statements, task_pictures, predict_statements, score_statements),
+    "statements": Task(read_statements, task_pictures, predict_statements, score_statements, version=2),
     "segmentation": Task(read_masks, task_pictures, predict_masks, score_masks),
     "referring": Task(read_expressions, task_pictures, predict_boxes, score_boxes),
     "detection": Task(read_detections, task_pictures, predict_detections, score_detections),
-    "hallucination": Task(read_polls, task_pictures, predict_polls, score_polls),
-    "robustness": Task(read_robustness, task_pictures, predict_robustness, score_robustness),
+    "hallucination": Task(read_polls, task_pictures, predict_polls, score_polls, version=2),
+    "robustness": Task(read_robustness, task_pictures, predict_robustness, score_robustness, version=2),
     "generalisation": Task(read_combinations, task_pictures, predict_combinations, score_combinations),
-    "text_prior": Task(read_prior, task_pictures, predict_prior, score_prior),
+    "text_prior": Task(read_prior, task_pictures, predict_prior, score_prior, version=2),
     "few_shot": Task(read_shots, shot_pictures, predict_shots, score_shots),
     "compositionality": Task(read_contrasts, task_pictures, predict_contrasts, score_contrasts),
     "retrieval": Task(read_retrieval, task_pictures, predict_retrieval, score_retrieval),
@@ -125,8 +125,11 @@ def evaluate(
     })
     names = (f"{shown.task}-{sample.id}" for sample in shown.samples)
     write_attention(out / "attention", dict(zip(names, looks.rows)))
-    trained = [key for key in config.tasks if not TASKS[key].packed]
-    found = [results[0].merged(), contamination(trained, Path(questions), files)]
+    shows = {
+        key: {name for sample in asked[key] for name in own_names(sample)}
+        for key in config.tasks if not TASKS[key].packed
+    }
+    found = [results[0].merged(), contamination(shows, Path(questions), files)]
     found += [
         group_gaps(key, asked[key], scores, results[0].clusters(key), config.fairness)
         for key, scores in results[0].scores.items()
