@@ -5,6 +5,7 @@ from PIL import Image
 
 from tests.models import tiny
 from vlmpipe.config import parse
+from vlmpipe.data.queries import Query
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.data.task_world import TASKS as WORLD
 from vlmpipe.data.task_world import write_tasks
@@ -13,6 +14,7 @@ from vlmpipe.evaluate.tasks import conditions as module
 from vlmpipe.evaluate.tasks.base import decode_all, keys_of
 from vlmpipe.evaluate.tasks.conditions import Asked, Base, plain
 from vlmpipe.evaluate.tasks.questions import score_answers
+from vlmpipe.evaluate.tasks.regions import by_picture
 from vlmpipe.evaluate.tasks.robustness import predict_robustness, score_robustness
 from vlmpipe.evaluate.tasks.text_prior import blank, predict_prior, score_prior
 
@@ -52,6 +54,23 @@ def test_accuracy_under_each_condition_and_its_drop(seeing):
     assert metrics["drop.brightness"] == pytest.approx(1 - 0.25 / 0.75) and metrics["drop.resolution_0.25"] == 1.0
     assert metrics["drop"] == pytest.approx(1 - metrics["accuracy.corrupted"] / 0.75)
     assert scores.rows["a"]["prediction"] == "100" and set(metrics) == set(scores.counts)
+
+
+def test_noise_goes_by_the_picture_whatever_the_batch(monkeypatch):
+    def look(picture, phrases):
+        return [picture.tobytes()] * len(phrases)
+
+    def predict(model, processor, batch, right, wrong, config):
+        return by_picture(batch, right, wrong, look)
+
+    monkeypatch.setitem(module.BY_NAME, "RegionRecord", Base(None, predict, None))
+    config = parse(EvaluateConfig, {"robustness": {"corruptions": ["noise"], "severities": [1]}}, "test")
+    samples = [Sample(name, image, "w", "it", (), truth=Asked("RegionRecord", Query(image, (16, 16), "it")))
+               for name, image in (("1", "a"), ("2", "a"), ("3", "b"))]
+    shown = [Image.new("RGB", (16, 16), GREY)] * 3
+    whole = predict_robustness(None, None, samples, shown, shown, config)
+    assert whole == [predict_robustness(None, None, [one], shown[:1], shown[:1], config)[0] for one in samples]
+    assert whole[0] == whole[1] and whole[0]["under"]["noise_1"] != whole[2]["under"]["noise_1"]
 
 
 def test_a_model_that_is_never_right_has_no_drop(seeing):

@@ -25,16 +25,16 @@ def predict_robustness(
     config: EvaluateConfig,
 ) -> list[dict]:
     """What the model says with the right and the wrong picture, and with the right one under each condition."""
-    worse = {name: [_worse(seen, name, sample.id) for seen, sample in zip(right, batch, strict=True)]
+    worse = {name: [_worse(seen, name, sample.image) for seen, sample in zip(right, batch, strict=True)]
              for name in config.robustness.conditions}
     return predict_under(model, processor, batch, right, wrong, worse, config)
 
 
-def _worse(seen, condition: str, key: str):
-    """Of several pictures all."""
+def _worse(seen, condition: str, name):
+    """Of several pictures all. Noise goes by the picture: samples about one picture may be asked with one copy."""
     if isinstance(seen, tuple):
-        return tuple(worsen(picture, condition, f"{key} {number}") for number, picture in enumerate(seen))
-    return worsen(seen, condition, key)
+        return tuple(worsen(picture, condition, str(one)) for picture, one in zip(seen, name, strict=True))
+    return worsen(seen, condition, str(name))
 
 
 def score_robustness(samples: list[Sample], rows: list[dict]) -> Scores:
