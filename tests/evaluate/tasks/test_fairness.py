@@ -71,6 +71,16 @@ def test_a_ranking_that_shows_one_group_first_has_the_skew_of_its_share():
     json.dumps(found.details, allow_nan=False)
 
 
+def test_ties_are_ranked_by_lot_and_not_as_the_table_stands():
+    samples = samples_of(*["a"] * 100, *["b"] * 300)
+    found = score_fairness(samples, rows_of(samples, asked(k=100), [(0.5, 0.5)] * 400))
+    told = found.details["group"]["queries"]
+    assert found.metrics["group.max_skew@100"] < 0.4 < math.log(4)  # what the table's order would give
+    assert found.metrics["group.ndkl"] == pytest.approx(found.metrics["group.ndkl_blind"], rel=1)
+    assert told["one"] != told["two"]  # a lot for each query
+    assert found.metrics == score_fairness(samples, rows_of(samples, asked(k=100), [(0.5, 0.5)] * 400)).metrics
+
+
 def test_groups_that_are_too_small_are_named_and_not_ranked():
     samples = samples_of(*["a"] * 10, *["b"] * 10, "c")
     found = score_fairness(samples, rows_of(samples, asked(), [(0.0, 1.0)] * 21))
@@ -126,9 +136,10 @@ def test_the_gap_of_any_task_is_that_of_its_first_metric():
 def test_samples_of_several_pictures_are_of_the_groups_that_all_share(tmp_path):
     (tmp_path / "groups.csv").write_text("file,size,place\na.jpg,small,left\nb.jpg,small,right\n")
     samples = [Sample("1", ("a.jpg", "b.jpg"), (), "", ()), Sample("2", "b.jpg", (), "", (), {"kind": "x"}),
-               Sample("3", "c.jpg", (), "", ())]
+               Sample("3", "c.jpg", (), "", ()), Sample("4", ("train/a.jpg", "train/c.jpg", "b.jpg"), (), "", ())]
     found = [sample.slices for sample in with_groups(samples, tmp_path)]
-    assert found == [{"size": "small"}, {"kind": "x", "size": "small", "place": "right"}, {}]
+    of_b = {"size": "small", "place": "right"}
+    assert found == [{"size": "small"}, {"kind": "x", **of_b}, {}, of_b]  # examples are of no group
 
 
 def test_the_world_has_groups_and_an_evaluation_tells_them(world, tmp_path):

@@ -20,7 +20,7 @@ from vlmpipe.data.groups import groups_of, read_groups
 from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import association, max_skew, ndkl, worst_group
-from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, slug
+from vlmpipe.evaluate.tasks.base import EvaluateConfig, Sample, Scores, file_id, own_names, slug
 from vlmpipe.evaluate.tasks.options import Association, FairnessConfig
 from vlmpipe.evaluate.tasks.pairs import pair_scores
 from vlmpipe.models import Processor, VisionLanguageModel
@@ -42,15 +42,14 @@ def read_grouped(split: Path, task: TaskConfig) -> list[Sample]:
 
 
 def with_groups(samples: Sequence[Sample], split: Path) -> list[Sample]:
-    """The samples with their picture's groups among their slices; several pictures count where they are of one."""
+    """The samples with their picture's groups among their slices; several pictures count where they are of one, and
+    examples from training don't."""
     groups = read_groups(split)
     return [replace(sample, slices={**sample.slices, **shared_groups(sample, groups)}) for sample in samples]
 
 
 def shared_groups(sample: Sample, groups: Mapping[str, dict[str, str]]) -> dict[str, str]:
-    first, *others = (
-        groups_of(str(name), groups) for name in (sample.image if isinstance(sample.image, tuple) else (sample.image,))
-    )
+    first, *others = (groups_of(name, groups) for name in own_names(sample))
     return {column: group for column, group in first.items() if all(own.get(column) == group for own in others)}
 
 
@@ -119,18 +118,19 @@ def score_fairness(samples: list[Sample], rows: list[dict]) -> Scores:
 def rankings(
     samples: Sequence[Sample], rows: Sequence[Mapping], column: str, asked: FairnessConfig
 ) -> tuple[dict[str, float], dict[str, Any], int]:
-    """Of one column: its metrics, each query's own, and how many pictures were ranked."""
+    """Of one column: its metrics, each query's own, and how many pictures were ranked. Ties are ranked by lot: the
+    table may stand in the order of its groups."""
     places, shares, small = population(samples, column, asked)
     groups = np.array([samples[place].slices[column] for place in places])
-    queries = {}
+    queries, generator = {}, np.random.default_rng(asked.seed)
     for number, text in enumerate(asked.queries):
-        scores = [rows[place]["queries"][number] for place in places]
-        ranked = groups[np.argsort(-np.array(scores), kind="stable")].tolist()
+        scores = np.array([rows[place]["queries"][number] for place in places])
+        lot = generator.permutation(len(places))
+        ranked = groups[lot[np.argsort(-scores[lot], kind="stable")]].tolist()
         skew = max_skew(ranked, shares, asked.k).details["skew"]
         # Minus infinity is none of json's numbers.
         skew = {group: value if np.isfinite(value) else None for group, value in skew.items()}
         queries[text] = both(ranked, shares, asked.k) | {"skew": skew}
-    generator = np.random.default_rng(asked.seed)
     lots = [both(generator.permutation(groups).tolist(), shares, asked.k) for _ in range(SHUFFLES)]
     metrics = {name: float(np.mean([found[name] for found in queries.values()])) for name in lots[0]}
     metrics |= {f"{name}_blind": float(np.mean([found[name] for found in lots])) for name in lots[0]}

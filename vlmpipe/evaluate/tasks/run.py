@@ -63,7 +63,7 @@ TASKS: dict[str, Task] = {
     "retrieval": Task(read_retrieval, task_pictures, predict_retrieval, score_retrieval),
     "matching": Task(read_matches, task_pictures, predict_matches, score_matches),
     "text_to_image": Task(read_drawings, packed_pictures, predict_drawings, score_drawings, packed=True),
-    "fairness": Task(read_grouped, task_pictures, predict_fairness, score_fairness),
+    "fairness": Task(read_grouped, task_pictures, predict_fairness, score_fairness, version=2),
 }
 FILES = {CHALLENGER: "samples.parquet", CHAMPION: "champion.parquet"}
 
