@@ -11,6 +11,7 @@ from vlmpipe.evaluate.verdict import (
     KEY_VARIABLE,
     check,
     difference,
+    environment,
     hashes,
     keygen,
     lineage,
@@ -58,6 +59,19 @@ def test_a_sealed_verdict_survives_its_file_and_no_change_of_a_single_value(tmp_
         check(deep)
     with pytest.raises(UserError, match="found no digest"):
         check(VERDICT)
+
+
+def test_a_number_that_no_gate_writes_is_an_altered_verdict():
+    altered = seal(VERDICT) | {"metrics": {"vqa.accuracy": float("nan")}}
+    with pytest.raises(UserError, match=r"data/verdict.json: found NaN or an infinity.*altered"):
+        check(altered, where="data/verdict.json")
+
+
+def test_a_distribution_without_metadata_changes_nothing(tmp_path, monkeypatch):
+    before = environment()
+    (tmp_path / "gone-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment() == before
 
 
 def test_a_signature_is_of_this_verdict_by_this_key(key, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from vlmpipe.config import to_dict
 from vlmpipe.errors import UserError
 
 KEY_VARIABLE = "VLMPIPE_SIGNING_KEY"
@@ -53,7 +54,7 @@ def check(verdict: Mapping[str, Any], public_key: str | None = None, where: str 
         UserError: it was altered, isn't signed though it must be, or is signed by somebody else.
     """
     bare = {key: value for key, value in verdict.items() if key not in SEAL}
-    if verdict.get("digest") != sha256_of(bare):
+    if verdict.get("digest") != sha256_of(bare, where):
         found = "another digest than its content has" if "digest" in verdict else "no digest"
         raise UserError(f"{where}: found {found}; expected it as its gate wrote it; it was altered: rerun the gate")
     if public_key is None and "signature" not in verdict:
@@ -121,17 +122,33 @@ def _signed_by(public_key: str, digest: str, signature: str) -> bool:
     return True
 
 
-def sha256_of(value: Any) -> str:
-    """Of the canonical json: sorted keys, no spaces, floats as their shortest exact text."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+def sha256_of(value: Any, where: str = "what a verdict rests on") -> str:
+    """Of the canonical json: sorted keys, no spaces, floats as their shortest exact text.
+
+    Raises:
+        UserError: it holds a NaN or an infinity, which no stage writes.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise UserError(f"{where}: found NaN or an infinity; expected finite numbers as stages write them; it was "
+                        f"altered: rerun its stage") from None
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 # --- what led to it ----------------------------------------------------------------------------------------
 
-def evidence_digest(metric_files: Sequence[Mapping[str, str]], evaluation: Mapping | None, champion: str | None) -> str:
-    """Digest of what a gate judges: metric files (`sha256` of each), what was scored, and against which champion."""
-    return sha256_of([sorted(file["sha256"] for file in metric_files), evaluation, champion])
+def evidence_digest(
+    files: Sequence[Mapping[str, str]], evaluation: Mapping | None, champion: str | None, rules_sha256: str
+) -> str:
+    """Digest of what a gate judges: metrics and costs (`sha256` of each file), what was scored, against which champion,
+    and by which rules."""
+    return sha256_of([sorted(file["sha256"] for file in files), evaluation, champion, rules_sha256])
+
+
+def rules_digest(config: Any) -> str:
+    """Digest of the rules (`GateConfig`) that a gate judges by."""
+    return sha256_of(to_dict(config))
 
 
 def hashes(
@@ -200,7 +217,9 @@ def read_lock(path: Path) -> dict[str, Any]:
 
 def environment() -> dict[str, str]:
     """Python, platform and packages: those that numbers depend on by version, all of them by one hash."""
-    installed = {found.metadata["Name"].lower(): found.version for found in metadata.distributions()}
+    # What an uninstallation left behind has no metadata.
+    facts = [found.metadata or {} for found in metadata.distributions()]
+    installed = {found["Name"].lower(): found.get("Version") for found in facts if found.get("Name")}
     named = {name: installed[name] for name in NAMED_PACKAGES if name in installed}
     return {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}", **named,
             "packages_sha256": sha256_of(installed)}
