@@ -5,10 +5,12 @@ import pytest
 
 from tests.models import tiny
 from tests.models.fusion.small import make_small
+from vlmpipe.data.task import TaskConfig
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.metrics import clip_score, fid
 from vlmpipe.evaluate.tasks import EvaluateConfig, Sample
 from vlmpipe.evaluate.tasks.options import DrawingConfig
+from vlmpipe.evaluate.tasks.run import protocol_sha256
 from vlmpipe.evaluate.tasks.text_to_image import paint, predict_drawings, score_drawings, scorer_of
 from vlmpipe.models import save
 from vlmpipe.models.draw import picture_loss
@@ -77,6 +79,18 @@ def test_pictures_drawn_as_they_really_are_have_no_distance_and_the_real_ones_sc
     assert metrics["fid"] == pytest.approx(0, abs=1e-9) and metrics["caption_gain"] == 1.0
     assert metrics["clip_score"] == metrics["clip_score_real"] == pytest.approx(2.5)
     assert metrics["clip_score_wrong_caption"] == 0
+
+
+def test_a_scorer_that_changes_under_its_name_changes_the_protocol(tmp_path):
+    """And with it the names of rows that an ended evaluation left."""
+    drawn, other = (
+        EvaluateConfig(tasks=(task,), drawing=DrawingConfig(str(tmp_path))) for task in ("text_to_image", "captioning")
+    )
+    before = [protocol_sha256(config, TaskConfig()) for config in (drawn, other)]
+    (tmp_path / "config.json").write_text("{}")
+    after = [protocol_sha256(config, TaskConfig()) for config in (drawn, other)]
+    assert before[0] != after[0] and before[1] == after[1]
+    assert protocol_sha256(drawn, TaskConfig()) == after[0]
 
 
 def test_what_is_missing_is_named():

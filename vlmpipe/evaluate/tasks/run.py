@@ -44,6 +44,7 @@ from vlmpipe.evaluate.tasks.robustness import predict_robustness, read_robustnes
 from vlmpipe.evaluate.tasks.statements import predict_statements, read_statements, score_statements
 from vlmpipe.evaluate.tasks.text_prior import predict_prior, read_prior, score_prior
 from vlmpipe.evaluate.tasks.text_to_image import predict_drawings, read_drawings, score_drawings
+from vlmpipe.models.pretrained.load import locate
 from vlmpipe.shards import sha256_directory, write_json, write_table
 
 TASKS: dict[str, Task] = {
@@ -160,8 +161,11 @@ def contender(role: str, directory: Path) -> Contender:
 
 
 def protocol_sha256(config: EvaluateConfig, files: TaskConfig) -> str:
-    """Of how samples are asked: two evaluations of one protocol and the same samples compare."""
-    return fingerprint([to_dict(config), to_dict(files), CLASS_QUESTION, CLASS_CAPTION])
+    """Of how samples are asked: two evaluations of one protocol and the same samples compare. Of a scorer that judges
+    its files, too: they may change under its name."""
+    judge = config.drawing.scorer if "text_to_image" in config.tasks else None
+    judged = [] if judge is None else [sha256_directory(locate(judge))]
+    return fingerprint([to_dict(config), to_dict(files), CLASS_QUESTION, CLASS_CAPTION, *judged])
 
 
 # --- results -----------------------------------------------------------------------------------------------
