@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 
-from vlmpipe.config import to_dict
 from vlmpipe.errors import UserError
 
 KEY_VARIABLE = "VLMPIPE_SIGNING_KEY"
@@ -144,11 +143,6 @@ def evidence_digest(
     """Digest of what a gate judges: metrics and costs (`sha256` of each file), what was scored, against which champion,
     and by which rules."""
     return sha256_of([sorted(file["sha256"] for file in files), evaluation, champion, rules_sha256])
-
-
-def rules_digest(config: Any) -> str:
-    """Digest of the rules (`GateConfig`) that a gate judges by."""
-    return sha256_of(to_dict(config))
 
 
 def hashes(
