@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from tests.evaluate.test_command import place  # noqa: F401
 from vlmpipe.evaluate.command import run
 from vlmpipe.evaluate.compare import resample
+from vlmpipe.evaluate.lmms_files import results as written_results
 from vlmpipe.evaluate.lmms_files import sanitized, write_lmms
 from vlmpipe.evaluate.store import read_scores
 
@@ -49,6 +51,14 @@ def test_results_have_values_errors_and_directions(written):
     assert results["higher_is_better"]["vqa"]["accuracy"] and results["configs"]["vqa"]["score_key"] == "score"
     assert not results["higher_is_better"]["vqa"]["accuracy_wrong_image"]
     assert (results["model_name"], results["model_name_sanitized"]) == ("lab/models/mine", "models__mine")
+
+
+@pytest.mark.parametrize("task, shots", [("few_shot", 10), ("vqa", 0)])
+def test_the_examples_before_a_question_are_counted(task, shots):
+    found = {f"{task}.{name}": 0.5 for name in ("accuracy", "accuracy.k0", "accuracy.k2", "accuracy.k10", "gain")}
+    store = SimpleNamespace(metrics=(), evaluation={"metric_versions": {task: 1}})
+    results = written_results(store, {"metrics": found}, task, 3)
+    assert results["n-shot"] == {task: shots} and results["configs"][task]["num_fewshot"] == shots
 
 
 def test_a_folder_has_one_name():

@@ -142,6 +142,30 @@ def test_higher_is_better_whatever_the_metric(tmp_path):
     assert compare(pair, 0, 200).estimate == -better.estimate
 
 
+@pytest.mark.parametrize("metric", [
+    "fairness.size.max_skew@50", "fairness.size.max_skew@50_blind", "fairness.size.ndkl", "fairness.vqa.size.gap",
+    "fairness.vqa.size.gap_low", "fairness.vqa.size.gap_high", "fairness.association.side.effect",
+    "retrieval.text_to_image_median_rank", "text_to_image.fid", "classification.calibration_error",
+    "generalisation.gap", "robustness.drop", "robustness.drop.noise", "hallucination.chair.s", "hallucination.chair.i",
+    "captioning.perplexity", "text_prior.accuracy_blank", "text_prior.accuracy_blank.light",
+    "text_to_image.clip_score_wrong_caption", "detection.ap@0.5_wrong_image", "matching.auc_wrong_image",
+])
+def test_what_is_better_lower(metric):
+    assert lower_is_better(metric)
+
+
+@pytest.mark.parametrize("metric", [
+    "vqa.accuracy", "vqa.accuracy.color", "retrieval.recall@1", "retrieval.recall@10.seen", "detection.ap@0.5",
+    "segmentation.precision@0.5", "text_prior.gain_over_blank", "vqa.gain_over_blind", "vqa.accuracy_blind",
+    "captioning.image_gain", "text_to_image.caption_gain", "text_to_image.clip_score", "few_shot.accuracy.k4",
+    "fairness.vqa.size.worst_low", "fairness.association.side.p",
+    # A model that looks at what is wrong finds the text unlikely, and names what isn't in the right picture.
+    "captioning.perplexity_wrong_image", "text_to_image.perplexity_wrong_caption", "hallucination.chair.s_wrong_image",
+])
+def test_what_is_better_higher(metric):
+    assert not lower_is_better(metric)
+
+
 def test_a_rate_leaves_room_for_what_was_not_drawn(tmp_path):
     pixels, f1 = Counts("ratio", dict.fromkeys(IDS, (30, 40))), Counts("f1", dict.fromkeys(IDS, (1, 1, 0)))
     all_counts = {"m": means([1] * 6), "gain": means([-1] * 6), "cumulative": pixels, "f1": f1}

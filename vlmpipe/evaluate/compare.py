@@ -1,12 +1,24 @@
 """The difference between challenger and champion on the same samples, with what resampling of clusters says of it."""
 
+import re
+
 import numpy as np
 
 from vlmpipe.evaluate.statistics import REPLICATES, Bootstrap, Statistic, bootstrap_corpus, bootstrap_mean
 from vlmpipe.evaluate.store import Pair, Scored, metric_of
 
-# Endings of a metric's name, or of the part before a slice's: `vqa.accuracy_wrong_image.color`.
-LOWER_IS_BETTER = ("perplexity", "wrong_image", "chair.s", "chair.i", "fid", "calibration_error", "drop", "gap")
+# Endings of a metric's name, or of the part before a slice's, `robustness.drop.noise`; an association's p is none of
+# them: the larger it is, the less is shown of a bias.
+LOWER_IS_BETTER = (
+    r"perplexity", r"chair\.[si]", r"fid", r"calibration_error", r"drop", r"gap(?:_low|_high)?", r"max_skew", r"ndkl",
+    r"median_rank", r"association\.[^.]+\.effect",
+)
+# Asked with another picture or caption, or a blank one, what is good is bad: a high accuracy needs no picture, and
+# neither does a low perplexity.
+NOT_SEEN = ("wrong_image", "wrong_caption", "(?<!over_)blank")
+CUTOFF = re.compile(r"@\d+(?:\.\d+)?")  # of `recall@1`, `ap@0.5`
+LOWER = re.compile(rf"(?:^|[._])(?:{'|'.join(LOWER_IS_BETTER)})(?:_blind)?(?=\.|$)")
+UNSEEN = re.compile(rf"_(?:{'|'.join(NOT_SEEN)})(?=\.|$)")
 
 # Forms of numbers from 0 to 1.
 BOUNDED = {"f1", "bleu", "average_precision"}
@@ -14,7 +26,9 @@ BOUNDED = {"f1", "bleu", "average_precision"}
 
 def lower_is_better(metric: str) -> bool:
     """Whether a metric's name says that less is better."""
-    return any(f"{ending}." in f"{metric}." for ending in LOWER_IS_BETTER)
+    name = CUTOFF.sub("", metric)
+    plain = UNSEEN.sub("", name)
+    return bool(LOWER.search(plain)) != (plain != name)
 
 
 def compare(pair: Pair, seed: int, replicates: int = REPLICATES, lower_is_better: bool = False) -> Bootstrap:

@@ -83,15 +83,24 @@ def results(store: Store, found: Mapping[str, Any], task: str, count: int) -> di
         numbers[f"{name},{FILTER}"] = value
         error = error_of(store, metric)
         numbers |= {f"{name}_stderr,{FILTER}": error, f"{name}_stderr_clustered,{FILTER}": error}
+    shots = shots_of(task, found["metrics"])
     return {
         "results": {task: numbers},
         "group_subtasks": {task: []},
-        "configs": {task: {"task": task, "output_type": "generate_until", "num_fewshot": 0, "score_key": "score"}},
+        "configs": {task: {"task": task, "output_type": "generate_until", "num_fewshot": shots, "score_key": "score"}},
         "versions": {task: store.evaluation["metric_versions"][task]},
-        "n-shot": {task: 0},
+        "n-shot": {task: shots},
         "higher_is_better": {task: higher},
         "n-samples": {task: {"original": count, "effective": count}},
     }
+
+
+def shots_of(task: str, metrics: Mapping[str, float]) -> int:
+    """Most examples that stood before a question: what the accuracy of `few_shot` is of."""
+    if task != "few_shot":
+        return 0
+    start = f"{task}.accuracy.k"
+    return max(int(name.removeprefix(start)) for name in metrics if name.startswith(start))
 
 
 def error_of(store: Store, metric: str) -> float | str:
