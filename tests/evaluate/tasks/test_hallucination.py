@@ -90,6 +90,18 @@ def test_synonyms_beside_the_boxes_are_words_too(world):
     assert words["scarlet disc"] == words["red circle"] == "red circle"
 
 
+def test_things_whose_labels_are_synonyms_are_there(world):
+    file = world / "objects" / "test" / "synonyms.txt"
+    file.write_text("scarlet disc, red circle\n")
+    samples = [sample for sample in read_polls(world / "objects" / "test", TaskConfig("pope")) if not sample.question]
+    file.unlink()
+    assert any("scarlet disc" in sample.truth.present for sample in samples)
+    assert not any("red circle" in sample.truth.present for sample in samples)
+    said = [f"a {', a '.join(sample.answers)}".replace("scarlet disc", "red circle") for sample in samples]
+    metrics = score_polls(samples, [{"right": text, "wrong": "no"} for text in said]).metrics
+    assert metrics["chair.s"] == metrics["chair.i"] == 0.0
+
+
 def test_other_questions_are_refused(world):
     with pytest.raises(UserError, match="expected yes or no for the task 'hallucination'"):
         read_polls(world / "questions" / "test", TaskConfig("vqav2"))

@@ -65,7 +65,7 @@ def _captioned(
 ) -> list[Sample]:
     samples = []
     for record in detections:
-        present = tuple(sorted(set(record.labels)))
+        present = tuple(sorted({vocabulary[label] for label in record.labels}))
         samples.append(
             Sample(f"caption-{file_id(record.id)}", record.image, wrong[record.image,][0], "", present,
                    truth=Things(present, vocabulary))
