@@ -94,6 +94,22 @@ def test_the_least_loss_is_the_likeliest_choice_and_greedy_says_what_is_written(
     assert boxing.loglikelihood(model, [request(0, "what color?", choices[0])])[0][0] == "boxed"
 
 
+def test_long_contexts_leave_room_for_the_whole_continuation(model):
+    limit, text = model.feed.text_limit, "red circle and blue"
+    short = lmms.said(model.feed, "what?", text)
+    context = "what color is the circle " * limit
+    assert lmms.said(model.feed, context, text) == short and len(short) > 2
+    prompt = lmms.asked_before(model.feed, context, len(short))
+    assert len(prompt.ids) + len(short) <= limit == model.feed.text_limit
+    found = model.loglikelihood([request(0, context, one) for one in (text, "red")])
+    batch = lmms.ask(model.network, model.feed, pictures(1), [prompt])
+    ((total,),) = lmms.log_likelihoods(model.network, batch, [[short]])
+    assert found[0][0] == pytest.approx(-total / len(short), rel=1e-4)
+    assert lmms.asked_before(model.feed, "what color?", len(short)) == model.feed.encode_question("what color?")
+    with pytest.raises(UserError, match=f"texts of at most {limit}; expected at most {limit - lmms.LEAST_CONTEXT}"):
+        model.loglikelihood([request(0, "what?", text * limit)])
+
+
 def test_several_pictures_are_shown_and_other_things_refused(model):
     both = lambda document: [document["image"], Image.new("L", (20, 30))]  # noqa: E731
     assert len(model.generate_until([request(0, "what?", {"max_new_tokens": 2}, both)])) == 1

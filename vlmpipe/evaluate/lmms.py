@@ -8,7 +8,9 @@ gives a document's pictures, the document's number, task, split), for likelihood
 of the document that gives it, in the second place. Documents are in `task_dict`, which lmms-eval fills.
 """
 
+import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 from PIL import Image
@@ -18,9 +20,11 @@ from vlmpipe.evaluate.command import CHAMPION, find_model
 from vlmpipe.models import read_model
 from vlmpipe.models.generate import GenerationConfig, answer, ask, generate, log_likelihoods
 from vlmpipe.models.generate.rows import with_room
+from vlmpipe.models.processor import EncodedText
 
 NAME = "vlmpipe"
 TOKENS = 128  # most of an answer where the task doesn't say
+LEAST_CONTEXT = 4  # tokens for which there must be room before a continuation
 MARKS = ("<image>", "<video>")  # of pictures in a context; ours are put where the model wants them
 
 
@@ -80,10 +84,11 @@ class Answers:
         images = [self.pictures(args) for args in batch]
         feed = self.roomy(images)
         texts = [said(feed, args[0], self.continuation(args)) for args in batch]
-        prompts = [feed.encode_question(question(args[0])) for args in batch]
+        longest = max(map(len, texts))  # rows of a batch have the same room
+        prompts = [asked_before(feed, args[0], longest) for args in batch]
         asked = ask(self.network, feed, images, prompts, once=True)
         totals = log_likelihoods(self.network, asked, [[text] for text in texts])
-        written = generate(self.network, feed, images, prompts, max(map(len, texts)))
+        written = generate(self.network, feed, images, prompts, longest)
         return [
             (-total / len(text), tuple(ids[: len(text)]) == text)
             for (total,), text, ids in zip(totals, texts, written, strict=True)
@@ -136,10 +141,28 @@ def question(context: str) -> str:
 
 
 def said(feed: Any, context: str, continuation: str) -> tuple[int, ...]:
-    """The tokens of a continuation, without the end of the text."""
-    whole = feed.encode_answer(question(context), continuation.strip())
+    """All tokens of a continuation, without the end of the text."""
+    endless = copy(feed)
+    endless.text_limit = sys.maxsize
+    whole = endless.encode_answer(question(context), continuation.strip())
     ids = whole.ids[whole.start :]
     return ids[:-1] if len(ids) > 1 and ids[-1] == feed.eos else ids
+
+
+def asked_before(feed: Any, context: str, room: int) -> EncodedText:
+    """The context, without as much of its end as leaves room for a continuation of so many tokens.
+
+    Raises:
+        UserError: there is no room for a context at all.
+    """
+    roomy = copy(feed)
+    roomy.text_limit -= room
+    if roomy.text_limit < LEAST_CONTEXT:
+        raise UserError(
+            f"found a continuation of {room} tokens for texts of at most {feed.text_limit}; expected at most "
+            f"{feed.text_limit - LEAST_CONTEXT}; choose a model with a longer context or another task"
+        )
+    return roomy.encode_question(question(context))
 
 
 def chosen(settings: dict) -> GenerationConfig:
