@@ -19,7 +19,7 @@ from vlmpipe.data.planting import SHARES
 from vlmpipe.data.scenes import LEFT_OUT
 from vlmpipe.data.vqa import read_vqa, vqa_images
 from vlmpipe.data.web import serve
-from vlmpipe.data.world import QuestionsConfig, WorldConfig, build
+from vlmpipe.data.world import TEST_IDS, QuestionsConfig, WorldConfig, _evaluation, _scenes, build
 from vlmpipe.errors import UserError
 from vlmpipe.images import NotAnImage, decode_rgb
 from vlmpipe.shards import iter_images, read_manifest, read_rows
@@ -293,9 +293,22 @@ def test_what_is_left_out_is_learned_from_nowhere(tmp_path):
     config = replace(SMALL, pools={"scenes": 200}, leave_out=True)
     build("scenes", tmp_path, config)
     planted = pq.read_table(tmp_path / "planted.parquet").to_pylist()
-    said = [row["caption"] for row in planted if row["fault"] != "in_evaluation" and row["language"] == "en"]
+    said = [row["caption"] for row in planted if row["language"] == "en"]
     said += [row["caption"] for row in read_rows(tmp_path / "trusted").to_pylist()]
     asked = read_vqa(tmp_path / "questions" / "train")
     said += [e.question for e in asked if e.question_type == "presence" and e.answer == "yes"]
     named = {(color, shape) for text in said for color, shape in re.findall(r"(?=\b(\w+) (\w+)\b)", text.lower())}
     assert not named & LEFT_OUT and {color for color, _ in LEFT_OUT} <= {color for color, _ in named}
+
+
+def test_copies_of_test_pictures_show_nothing_that_is_left_out():
+    tested = _scenes(SMALL, "test", 12)
+    whole = list(enumerate(tested, TEST_IDS + 1))
+    assert _evaluation(tested, SMALL) == whole
+    config = replace(SMALL, leave_out=True)
+    hidden = [one for one in whole if {(item.color, item.shape) for item in one[1].items} & LEFT_OUT]
+    assert hidden and _evaluation(tested, config) == [one for one in whole if one not in hidden]
+    none = [scene for _, scene in hidden]
+    with pytest.raises(UserError, match=r"test_pictures: found [0-9]+, all with a combination that is left out"):
+        _evaluation(none, config)
+    assert _evaluation(none, replace(config, faults={"in_evaluation": 0})) == []

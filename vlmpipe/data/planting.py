@@ -267,7 +267,7 @@ def plant(
     """The rows of a pool in list order: `shares` of each fault, the others sound.
 
     `women` is the share of pairs painted by a woman, the planted skew. `evaluation` are the (image id, scene) of
-    the test questions, `without` the (colour, shape) pairs that no other picture shows.
+    the test questions, `without` the (colour, shape) pairs that no picture shows, nor may they.
     """
     rng = stream(seed, "plan", pool)
     faults = _assign(rows, shares, rng)

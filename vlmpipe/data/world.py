@@ -152,7 +152,7 @@ def _build_scenes(name: str, out: Path, config: WorldConfig) -> None:
     _ask_scenes(out, "train", trained, questions.train_each, config)
     _ask_scenes(out, "test", tested, questions.test_each, config)
     write_pairs(out / "trusted", "trusted", progress(_trusted(config), config.trusted, f"world {name} trusted"))
-    evaluation = list(enumerate(tested, TEST_IDS + 1))
+    evaluation = _evaluation(tested, config)
     planted = []
     for pool, rows in config.sizes.items():
         planned = plant(pool, rows, config.seed, config.size, config.women, config.shares, evaluation, config.without)
@@ -163,6 +163,24 @@ def _build_scenes(name: str, out: Path, config: WorldConfig) -> None:
     shards.write_table(out / "planted.parquet", pa.Table.from_pylist(planted, PLANTED))
     if config.tasks.names:
         write_tasks(out / "tasks", config.tasks.scenes, config.seed, config.tasks.size, config.tasks.names)
+
+
+def _evaluation(tested: Sequence[Scene], config: WorldConfig) -> list[tuple[int, Scene]]:
+    """(image id, scene) of the test questions that the pools may hold copies of.
+
+    Raises:
+        UserError: all show what is left out.
+    """
+    found = [
+        (number, scene) for number, scene in enumerate(tested, TEST_IDS + 1)
+        if config.without.isdisjoint((item.color, item.shape) for item in scene.items)
+    ]
+    if not found and config.shares["in_evaluation"]:
+        raise UserError(
+            f"questions.test_pictures: found {len(tested)}, all with a combination that is left out; expected one "
+            f"without, to plant copies of; raise it or set faults.in_evaluation to 0"
+        )
+    return found
 
 
 def _scenes(
