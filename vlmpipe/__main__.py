@@ -369,9 +369,13 @@ def _evaluate_options(command: argparse.ArgumentParser) -> None:
         help="its test/ holds official files, or a packed dataset for captioning (default: what params.yaml says)",
     )
     command.add_argument("--reader", help="of the official files, such as textvqa or nlvr2 (default: vqav2)")
-    command.add_argument("--limit", type=int, metavar="N", help="so many samples, drawn at random (default: all)")
+    command.add_argument(
+        "--limit", type=int, metavar="N", help="so many samples, drawn at random (default: all, or params.yaml's)"
+    )
     command.add_argument("--out", type=Path, metavar="DIR", help="default: evaluations/MODEL-TASK")
-    command.add_argument("--batch-size", type=int, metavar="N", help="rows in one forward pass (default: 64)")
+    command.add_argument(
+        "--batch-size", type=int, metavar="N", help="rows in one forward pass (default: 64, or params.yaml's)"
+    )
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     command.add_argument(
         "--export", nargs=2, metavar=("FORMAT", "DIR"), help="write samples and results as `lmms-eval` does, too"

@@ -11,12 +11,13 @@ import transformers
 from tests.evaluate.test_tasks import INLINE, write_model, write_packed, write_questions
 from tests.models.tiny import make
 from vlmpipe.__main__ import main
+from vlmpipe.data.task_world import write_tasks
 from vlmpipe.errors import UserError
 from vlmpipe.evaluate.command import find_model, run, show
 from vlmpipe.evaluate.compare import resample
 from vlmpipe.evaluate.store import read_scores
 from vlmpipe.evaluate.tasks import EvaluateConfig, evaluate
-from vlmpipe.models import read_model
+from vlmpipe.models import read_model, save
 from vlmpipe.models.parity import random_module
 
 TEMPLATE = (
@@ -106,10 +107,37 @@ def test_what_does_not_feed_the_model_is_named(place, tmp_path):
     ({"data": Path("nowhere")}, r"nowhere: found no folder test/; expected one with official files"),
     ({"device": "tpu"}, r"--device: found 'tpu'; expected cpu, cuda or cuda:N"),
     ({"export": ("csv", Path("x"))}, r"--export: found 'csv'; expected one of lmms-eval"),
+    ({"task": "text_to_image"}, r"--task: found text_to_image, and no evaluate.finetune.drawing.scorer; expected"),
 ])
 def test_what_was_typed_wrong_is_named(place, changes, line):
     with pytest.raises(UserError, match=line):
         run(**{"model": str(place / "ours"), "task": "vqa", "data": place / "questions", **changes})
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("classes")
+    write_tasks(root, 60, seed=5, size=48, tasks=["classes"])
+    save(*make("dual"), root / "model")
+    return root
+
+
+def test_folders_of_classes_are_their_own_pictures(classes, tmp_path):
+    rows, _ = run(str(classes / "model"), "classification", classes / "classes", "folders", out=tmp_path)
+    named = {row.metric: row for row in rows}
+    assert named["classification.accuracy"].n == named["contamination.classification"].n == 12
+
+
+def test_params_say_how_their_own_data_is_asked(classes, tmp_path, monkeypatch):
+    fairness = {"columns": ["size"], "queries": ["a shape"], "k": 4, "minimum": 2}
+    monkeypatch.setattr("vlmpipe.compose.read_params", lambda: {
+        "root": "unused", "task": {"reader": "folders", "path": str(classes / "classes"), "images": "."},
+        "evaluate": {"finetune": {"tasks": ["vqa"], "cost_samples": 4, "fairness": fairness, "limit": 10}},
+    })
+    named = {row.metric: row for row in run(str(classes / "model"), "fairness", out=tmp_path)[0]}
+    assert named["fairness.size.max_skew@4"].n == 10 and "checkpoint.round_trip" not in named
+    with pytest.raises(UserError, match=r"and no evaluate.finetune.drawing"):
+        run(str(classes / "model"), "text_to_image")
 
 
 def test_the_champion_is_asked_for_by_that_name(monkeypatch, place):

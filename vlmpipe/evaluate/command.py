@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,6 +50,7 @@ def run(
         data: the folder whose `test/` holds the task's official files, or a packed dataset for the tasks that read
             one; None: what params.yaml says.
         reader: of the files' format; None: VQAv2's, or with params.yaml's data its own.
+        limit, batch_size: None: what params.yaml says of its own data, else all and `EvaluateConfig`'s.
         export: a name of FORMATS, and the folder that gets such files.
 
     Raises:
@@ -60,11 +61,9 @@ def run(
         raise UserError(f"--task: found '{task}'{nearest(task, known)}; expected one of {', '.join(known)}")
     if export is not None and export[0] not in FORMATS:
         raise UserError(f"--export: found '{export[0]}'; expected one of {', '.join(FORMATS)}")
-    chosen = {"limit": limit, "batch_size": batch_size}
-    config = EvaluateConfig(
-        tasks=(task,), attention_samples=0, **{key: value for key, value in chosen.items() if value is not None}
-    )
-    folder, files = place(task, data, reader)
+    params = compose.read_params() if data is None else None
+    config = settings(task, params, {"limit": limit, "batch_size": batch_size})
+    folder, files = place(task, data, reader) if params is None else place_of(task, params)
     directory = find_model(model)
     out = out or Path("evaluations") / f"{directory.name if model != CHAMPION else CHAMPION}-{task}"
     use(device)
@@ -100,17 +99,37 @@ def use(device: str | None) -> None:
         raise UserError(f"--device: found no {device} on this machine; expected one; leave --device out")
 
 
-def place(task: str, data: Path | None, reader: str | None) -> tuple[Path, TaskConfig]:
+def settings(task: str, params: Mapping[str, Any] | None, chosen: Mapping[str, int | None]) -> EvaluateConfig:
+    """How the stage after fine-tuning asks this task, with what was chosen; the defaults where params.yaml isn't read.
+
+    Raises:
+        UserError: nobody would judge what is drawn.
+    """
+    config = EvaluateConfig() if params is None else configured(EvaluateConfig, params, "evaluate.finetune")
+    if task == "text_to_image" and config.drawing.scorer is None:
+        raise UserError("--task: found text_to_image, and no evaluate.finetune.drawing.scorer; expected a dual encoder "
+                        "to judge what is drawn; name one in params.yaml and leave --data out")
+    given = {key: value for key, value in chosen.items() if value is not None}
+    return replace(config, tasks=(task,), attention_samples=0, cost_samples=0, **given)
+
+
+def place(task: str, data: Path, reader: str | None) -> tuple[Path, TaskConfig]:
     """The folder of a task's data, and how its files are read."""
-    packed = TASKS[task].packed
-    if data is None:
-        params = compose.read_params()
-        files = parse(TaskConfig, section(params, "task", compose.PARAMS), f"{compose.PARAMS}: task")
-        return (Path(params["root"]) / "packed" if packed else Path(files.path)), files
     if not (data / "test").is_dir():
-        kind = "a packed dataset" if packed else "official files"
+        kind = "a packed dataset" if TASKS[task].packed else "official files"
         raise UserError(f"{data}: found no folder test/; expected one with {kind}; give the folder that holds it")
-    return data, TaskConfig(reader) if reader else TaskConfig()
+    # Folders of classes are the pictures; other files stand beside theirs.
+    return data, TaskConfig(reader or TaskConfig.reader, images="." if reader == "folders" else TaskConfig.images)
+
+
+def place_of(task: str, params: Mapping[str, Any]) -> tuple[Path, TaskConfig]:
+    """The same as params.yaml says it."""
+    files = configured(TaskConfig, params, "task")
+    return (Path(params["root"]) / "packed" if TASKS[task].packed else Path(files.path)), files
+
+
+def configured(kind: type, params: Mapping[str, Any], path: str) -> Any:
+    return parse(kind, section(params, path, compose.PARAMS), f"{compose.PARAMS}: {path}")
 
 
 # --- the table ---------------------------------------------------------------------------------------------
