@@ -135,6 +135,10 @@ class Processor:
         ids = ids[: self.text_limit - 3]
         return EncodedText((self.bos, *ids, self.answer), len(ids) + 2)
 
+    def statement(self, sentence: str) -> str:
+        """How it is asked whether a sentence is true, of a model of words: our models learn it from the sentence."""
+        return sentence
+
     def encode_answer(self, question: str, answer: str) -> EncodedText:
         """Question and answer in one text, of which the answer is learned."""
         prompt = self.encode_question(question)

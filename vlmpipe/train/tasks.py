@@ -119,7 +119,7 @@ class TaskSource:
         if head is not None and getattr(model, head) is not None and kind not in CAPTIONED:
             self._refuse_rehearsal()
             return self._labelled(images, numbers, model, processor, head)
-        pairs = tuple(pair for record in self.records for pair in pairs_of(record, numbers))
+        pairs = tuple(pair for record in self.records for pair in pairs_of(record, numbers, processor))
         roomy = with_room(model, processor, max(len(names_of(record)) for record in self.records))
         texts = Source(self.encoded, pairs)
         texts = texts if self.rehearsed is None else texts.concat(self.rehearsed)
@@ -184,7 +184,7 @@ def numbered(names: Sequence[str], numbers: dict[str, int]) -> int | tuple[int, 
     return found[0] if len(found) == 1 else found
 
 
-def pairs_of(record: Record, numbers: dict[str, int]) -> list[Pair]:
+def pairs_of(record: Record, numbers: dict[str, int], processor: Processor) -> list[Pair]:
     """The texts to learn about the record's pictures; see `batches.Pair`."""
     image = numbered(names_of(record), numbers)
     if isinstance(record, CaptionRecord):
@@ -193,4 +193,6 @@ def pairs_of(record: Record, numbers: dict[str, int]) -> list[Pair]:
         return [Pair(image, "", record.caption)]
     if isinstance(record, ClassRecord):
         return [Pair(image, "", CLASS_CAPTION.format(record.label))]
-    return [Pair(image, text_of(record), answers_of(record)[0])]
+    text = text_of(record)
+    asked = processor.statement(text) if isinstance(record, StatementRecord) else text
+    return [Pair(image, asked, answers_of(record)[0])]

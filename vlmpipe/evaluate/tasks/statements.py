@@ -1,5 +1,6 @@
 """Statements about pictures: true or false, and whether a sentence is judged right wherever it is said (NLVR2)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from vlmpipe.models import Processor, VisionLanguageModel
 from vlmpipe.models.generate import answer, picture_inputs, to_device
 from vlmpipe.models.generate.rows import with_room
 from vlmpipe.models.processor import stack
+
+# What a judgement may begin with.
+JUDGED = {"yes": WORDS[True], "true": WORDS[True], "no": WORDS[False], "not": WORDS[False], "false": WORDS[False]}
 
 
 def read_statements(split: Path, task: TaskConfig) -> list[Sample]:
@@ -47,7 +51,9 @@ def judge(model: VisionLanguageModel, processor: Processor, images: Sequence, se
     """Whether each sentence is true of its pictures: by the head for that, or as an answer."""
     images = [seen if isinstance(seen, tuple) else (seen,) for seen in images]
     if model.statement is None:
-        return answer(model, with_room(model, processor, max(map(len, images))), images, sentences, limit=4)
+        asked = [processor.statement(sentence) for sentence in sentences]
+        said = answer(model, with_room(model, processor, max(map(len, images))), images, asked, limit=4)
+        return [verdict(text) for text in said]
     pictures = [picture for seen in images for picture in seen]
     own = [(place, sentence) for seen, sentence in zip(images, sentences, strict=True) for place in range(len(seen))]
     words = to_device(stack([[processor.encode(sentence)] for _, sentence in own]), model)
@@ -56,6 +62,14 @@ def judge(model: VisionLanguageModel, processor: Processor, images: Sequence, se
         inputs = {**picture_inputs(model, processor, pictures), **words}
         labels = model(**inputs, frames=numbers, heads=("statement",)).statement.argmax(dim=1).tolist()
     return [WORDS[bool(label)] for label in labels]
+
+
+def verdict(said: str) -> str:
+    """Yes or no by the first word that says so, "No, it's not true" is a no; else the text, which is neither.
+
+    POPE's `says_yes` would take whatever isn't a no, "false" and silence too, for a yes.
+    """
+    return next((JUDGED[word] for word in re.findall(r"[a-z]+", said.lower()) if word in JUDGED), said)
 
 
 def score_statements(samples: list[Sample], rows: list[dict]) -> Scores:

@@ -19,6 +19,8 @@ from vlmpipe.models.processor import BOS, EOS, PAD, EncodedText, Processor, Proc
 
 # What a language model without a chat template is asked with.
 QUESTION = "Question: {} Answer:"
+# What any is asked about a sentence.
+STATEMENT = "{} Is this true? Answer with yes or no."
 PICTURE_FILES = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model",
@@ -110,6 +112,10 @@ class HuggingFaceProcessor:
         start = self.bos if self.bos is not None else self.eos
         asked = tokenizer(QUESTION.format(question), add_special_tokens=False)["input_ids"] if question else []
         return [*([] if start is None else [start]), *asked]
+
+    def statement(self, sentence: str) -> str:
+        """How it is asked whether a sentence is true, in training too."""
+        return STATEMENT.format(sentence)
 
     def encode_answer(self, question: str, answer: str) -> EncodedText:
         """Question and answer in one text, of which the answer is learned."""
