@@ -9,7 +9,7 @@ import pytest
 from vlmpipe.compose import compose
 from vlmpipe.config import parse
 from vlmpipe.errors import GateFailed, UserError
-from vlmpipe.evaluate.gate import GateConfig, gate
+from vlmpipe.evaluate.gate import GateConfig, gate, refuse_against_champion
 from vlmpipe.shards import sha256_file, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +88,18 @@ def test_no_champion_passes_and_says_so(tmp_path):
     assert "not a number" in message
 
 
+@pytest.mark.parametrize("rule", [
+    {"metric": "m", "margin": 0.1}, {"metric": "m", "gain": 0}, {"metric": "cost.memory_ratio", "max": 1.5},
+])
+def test_a_gate_that_is_handed_no_champion_takes_no_rule_against_it(tmp_path, rule):
+    write_json(tmp_path / "m.json", {"metrics": {"m": 1.0}})
+    config = parse(GateConfig, {"rules": {"floor": {"metric": "m", "min": 0}, "mine": rule}}, "gates.data")
+    with pytest.raises(UserError, match=r"gate data: found rule 'mine'.*put the rule into gates.finetune"):
+        gate("data", [tmp_path / "m.json"], None, tmp_path / "v.json", config)
+    assert not (tmp_path / "v.json").exists()
+    gate("data", [tmp_path / "m.json"], tmp_path / "champion.json", tmp_path / "v.json", config)
+
+
 def test_the_verdict_is_the_same_bytes_and_changes_with_rules_and_evidence(tmp_path):
     out = tmp_path / "gates" / "verdict.json"
     rules = [{"metric": "m", "min": 0.5}]
@@ -147,6 +159,8 @@ def test_shipped_gates_parse_and_guard_promotion(choice):
     gates = compose("scenes", [f"gates={choice}"], ROOT / "configs")["gates"]
     parsed = {name: parse(GateConfig, given, f"gates.{name}") for name, given in gates.items()}
     assert set(parsed) == {"data", "pretrain", "finetune"}
+    for name in ("data", "pretrain"):  # which are handed no champion
+        refuse_against_champion(name, parsed[name])
     rules = [rule for rule in parsed["finetune"].rules.values() if rule]
     # Against the champion, and against the same model with wrong pictures, in what the model is asked.
     assert any(rule.margin is not None for rule in rules)

@@ -21,7 +21,9 @@ def scores(values) -> Counts:
     return Counts("ratio", {key: [float(value), 1.0] for key, value in zip(IDS, values)})
 
 
-def judged(tmp_path, rules, challenger, champion=GOOD, each=2, metric="vqa.accuracy", reigning="v3", **config):
+def judged(
+    tmp_path, rules, challenger, champion=GOOD, each=2, metric="vqa.accuracy", reigning="v3", model=None, **config
+):
     """(verdict, message or None) of a gate on pictures with `each` questions, kinds in blocks of equal size."""
     clusters = {key: str(index // each) for index, key in enumerate(IDS)}
     slices = {key: {"kind": KINDS[index * len(KINDS) // N]} for index, key in enumerate(IDS)}
@@ -32,7 +34,8 @@ def judged(tmp_path, rules, challenger, champion=GOOD, each=2, metric="vqa.accur
     write_scores(out, parts)
     write_json(out / "evaluation.json", {"champion": None if champion is None else "v3", "models": {"challenger": "a"}})
     if reigning:
-        write_json(tmp_path / "champion.json", {"version": reigning, "metrics": {}})
+        known = {} if model is None else {"model": model}
+        write_json(tmp_path / "champion.json", {"version": reigning, "metrics": {}} | known)
     value = float(np.mean(challenger))
     write_json(tmp_path / "metrics.json", {"metrics": {metric: value if np.isfinite(value) else 0.5}, "n": {metric: N}})
     rules = {name: {"metric": metric} | rule for name, rule in rules.items()}
@@ -157,6 +160,41 @@ def test_no_champion_yet_passes_and_nan_still_fails(tmp_path):
     assert found["verdict"] == "FAIL" and "NaN" in message
 
 
+AGAINST = {
+    "whole": {"margin": 0.01}, "better": {"gain": 0}, "kinds": {"margin": 0.01, "slices": "kind", "min_n": 200},
+    "slower": {"metric": "cost.seconds_ratio", "max": 1.5}, "floor": {"min": 0.5},
+}
+
+
+@pytest.mark.parametrize("scored, reigning", [(None, "v3"), (GOOD, "v4"), (GOOD, "v3")])
+def test_a_model_that_was_promoted_on_these_scores_passes_against_itself(tmp_path, scored, reigning):
+    found, message = judged(tmp_path, AGAINST, lose(72), scored, reigning=reigning, model="a")
+    assert (found["verdict"], found["reigns"], message) == ("PASS", True, None)
+    notes = [check["note"] for check in found["rules"]]
+    assert notes == ["is the champion itself"] * 6 + [None] and found["champion"] == reigning
+    broken = np.where(np.arange(N) == 7, np.nan, lose(72))
+    _, message = judged(tmp_path, AGAINST, broken, scored, reigning=reigning, model="a")
+    assert "NaN" in message
+
+
+@pytest.mark.parametrize("scored, reigning", [(None, "v3"), (GOOD, "v4")])
+def test_another_champion_than_the_scored_one_fails_and_says_what_to_run(tmp_path, scored, reigning):
+    found, message = judged(tmp_path, AGAINST, lose(72), scored, reigning=reigning, model="b")
+    verdicts = [check["verdict"] for check in found["rules"]]
+    assert verdicts == ["FAIL"] * 6 + ["PASS"] and not found["reigns"]
+    assert f"not with {reigning}; score both anew (`dvc repro -f -s evaluate_finetune`), then again" in message
+
+
+def test_costs_of_another_champion_are_no_answer(tmp_path):
+    judged(tmp_path, {"floor": {"min": 0.5}}, GOOD, reigning="v4")
+    costs = tmp_path / "costs.json"
+    write_json(costs, {"metrics": {"cost.seconds_ratio": 1.0}, "models": {"challenger": "a"}})
+    config = parse(GateConfig, {"rules": {"one": {"metric": "cost.seconds_ratio", "max": 1.5}}}, "gates")
+    with pytest.raises(GateFailed, match="was compared with v3, not with v4"):
+        gate("g", [tmp_path / "metrics.json"], tmp_path / "champion.json", tmp_path / "v.json", config,
+             tmp_path / "evaluation", costs)
+
+
 def test_what_can_not_be_compared_fails(tmp_path):
     rules = {"champion": {"margin": 0.05}}
     for champion, reigning, said in (
@@ -190,6 +228,11 @@ def test_costs_are_read_where_a_rule_names_them_and_must_be_the_evaluated_models
 
     with pytest.raises(GateFailed, match=r"cost.seconds_ratio 2.1 is above the ceiling 1.5"):
         run({"metric": "cost.seconds_ratio", "max": 1.5})
+    before = run({"metric": "cost.seconds_ratio", "max": 3})["evidence"]
+    assert run({"metric": "cost.seconds_ratio", "max": 3})["evidence"] == before
+    assert run({"metric": "cost.seconds_ratio", "max": 2.5})["evidence"] != before  # another rule
+    write_json(costs, {"metrics": {"cost.seconds_ratio": 2.2}, "models": {"challenger": "a"}})
+    assert run({"metric": "cost.seconds_ratio", "max": 3})["evidence"] != before  # other costs
     assert "cost.seconds_ratio" not in run({"metric": "vqa.accuracy", "min": 0.5})["metrics"]
     write_json(costs, {"metrics": {"cost.seconds_ratio": 1.0}, "models": {"challenger": "b"}})
     with pytest.raises(UserError, match="costs of other models"):

@@ -1,11 +1,9 @@
 """The gate: rules over measured metrics, a verdict with every number behind it, and a stop unless it is a PASS.
 
-The verdict is written before the gate stops the run, and is the same bytes for the same metrics, scores, rules and
-champion.
+The verdict is written before the gate stops the run, and is the same bytes for the same metrics, scores, rules, costs,
+champion and waivers, and the same dvc.lock and environment, which it takes down (`hashes`).
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,9 @@ from typing import Any
 from vlmpipe.config import to_dict
 from vlmpipe.errors import GateFailed, UserError
 from vlmpipe.evaluate.judge import FAIL, INCONCLUSIVE, PASS, Evidence, judge, number
-from vlmpipe.evaluate.rules import AGAINST_CHAMPION, COSTS, FLOOR, GateConfig, Rule
+from vlmpipe.evaluate.rules import AGAINST_CHAMPION, COST_RATIOS, COSTS, FLOOR, GateConfig, Rule
 from vlmpipe.evaluate.store import read_scores
-from vlmpipe.evaluate.verdict import evidence_digest, hashes, seal
+from vlmpipe.evaluate.verdict import evidence_digest, hashes, seal, sha256_of
 from vlmpipe.evaluate.waivers import apply_waivers, read_waivers, unmet
 from vlmpipe.shards import read_json, sha256_file, write_json
 
@@ -32,8 +30,9 @@ def gate(
 
     Args:
         metrics: json files `{"metrics": {name: number}, "n": {name: count}, "details": {name: anything}}`.
-        champion: json file `{"version": text, "metrics": {name: number}}`; none or missing: no champion yet, and
-            rules against it pass and say so.
+        champion: json file `{"version": text, "metrics": {name: number}}`, with `model`, the sha256 of its files, where
+            it was promoted on scores: rules against it pass and say so where that is the scored model. Missing: no
+            champion yet, and they pass and say so. None: this gate knows of no champion and takes no such rules.
         samples: the folder of an evaluation, whose scores of single samples slices and comparisons rest on.
         costs: what `cost.measure` wrote, in the form of `metrics`; read where a rule names a cost.
         waivers: yaml file of waivers (see `waivers.Waiver`); none or missing: nothing is waived.
@@ -41,16 +40,19 @@ def gate(
 
     Raises:
         GateFailed: a rule fails or can't be decided; the message names the gate and each such metric, with numbers.
-        UserError: a file is missing or malformed, two files disagree on a metric, or a waiver has expired or is of no
-            rule.
+        UserError: a file is missing or malformed, two files disagree on a metric, a rule needs a champion that this
+            gate isn't handed, or a waiver has expired or is of no rule.
     """
-    reigning = _read_champion(champion)
-    version = None if reigning is None else reigning["version"]
+    if champion is None:
+        refuse_against_champion(name, config)
     store = None if samples is None else read_scores(samples)
-    measured = merge([*metrics, *_costs(costs, config, store and store.evaluation)])
-    evidence = Evidence(measured["metrics"], measured["n"], measured["details"], store, version)
-    files, evaluation = [_file(path) for path in sorted(metrics)], None if store is None else store.evaluation
-    seen, given = evidence_digest(files, evaluation, version), read_waivers(waivers)
+    evaluation = None if store is None else store.evaluation
+    version, reigns = _reigning(_read_champion(champion), evaluation)
+    paid = _costs(costs, config, evaluation)
+    measured = merge([*metrics, *paid])
+    evidence = Evidence(measured["metrics"], measured["n"], measured["details"], store, version, reigns)
+    files, asked = [_file(path) for path in sorted(metrics)], sha256_of(to_dict(config))
+    seen, given = evidence_digest([*files, *map(_file, paid)], evaluation, version, asked), read_waivers(waivers)
     checks = apply_waivers(judge(config, evidence), given, seen, str(waivers))
     for check in checks:
         check["passed"] = check["verdict"] == PASS or (check["verdict"], config.inconclusive) == (INCONCLUSIVE, "pass")
@@ -65,9 +67,10 @@ def gate(
         "metrics": {key: number(value) for key, value in evidence.metrics.items()},
         "n": evidence.n,
         "metric_files": files,
-        "rules_sha256": _sha256_of(to_dict(config)),
+        "rules_sha256": asked,
         "evaluation": evaluation,
         "champion": version,
+        "reigns": reigns,
         "evidence": seen,
         "waivers": [to_dict(waiver) for waiver in given],
         "hashes": hashes(metrics, lock, evaluation),
@@ -143,6 +146,27 @@ def _costs(path: Path | None, config: GateConfig, evaluation: Mapping | None) ->
     return [Path(path)]
 
 
+def refuse_against_champion(name: str, config: GateConfig) -> None:
+    """For gates that are handed no champion.
+
+    Raises:
+        UserError: a rule compares with one: it would pass for ever.
+    """
+    for key, rule in config.rules.items():
+        compares = rule and (rule.metric in COST_RATIOS or any(kind in AGAINST_CHAMPION for kind in rule.limits))
+        if compares:
+            raise UserError(f"gate {name}: found rule '{key}' against the champion ({rule.metric}), which this gate "
+                            f"isn't handed; expected min and max of other metrics; put the rule into gates.finetune")
+
+
+def _reigning(champion: Mapping | None, evaluation: Mapping | None) -> tuple[str | None, bool]:
+    """The champion's version, and whether it is the scored model itself."""
+    if champion is None:
+        return None, False
+    scored = ((evaluation or {}).get("models") or {}).get("challenger")
+    return champion["version"], scored is not None and scored == champion.get("model")
+
+
 def _read_champion(path: Path | None) -> dict | None:
     if path is None or not Path(path).exists():
         return None
@@ -154,7 +178,3 @@ def _read_champion(path: Path | None) -> dict | None:
 
 def _file(path: Path) -> dict[str, str]:
     return {"path": Path(path).as_posix(), "sha256": sha256_file(path)}
-
-
-def _sha256_of(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

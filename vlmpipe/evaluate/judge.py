@@ -21,7 +21,8 @@ from vlmpipe.evaluate.statistics import Bootstrap, holm, mcnemar
 from vlmpipe.evaluate.store import Pair, Store
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
-NO_CHAMPION = "no champion yet"
+NO_CHAMPION, IS_CHAMPION = "no champion yet", "is the champion itself"
+NOTHING_TO_COMPARE = (NO_CHAMPION, IS_CHAMPION)
 # A value of the metric files and the same from the samples' counts differ by less, relatively: another order of sums.
 SAME = 1e-6
 
@@ -30,13 +31,17 @@ Slice = tuple[str, str]
 
 @dataclass(frozen=True)
 class Evidence:
-    """The merged metric files; the scores of single samples, if handed in; the champion's version, if there is one."""
+    """The merged metric files; the scores of single samples, if handed in; the champion's version, if there is one.
+
+    reigns: the scored model is that champion: it was promoted on these scores, and nothing else is to compare with.
+    """
 
     metrics: Mapping[str, Any]
     n: Mapping[str, Any]
     details: Mapping[str, Any]
     store: Store | None = None
     champion: str | None = None
+    reigns: bool = False
 
 
 @dataclass
@@ -91,16 +96,15 @@ def _check(
         return check.settle(FAIL, part)
     try:
         note = _measure(check.record, rule, part, evidence)
+        if note is None:
+            check.record["margin" if kind in AGAINST_CHAMPION else "limit"] = rule.limits[kind]
+            if kind in AGAINST_CHAMPION or rule.metric in COST_RATIOS:
+                note = _why_not_against_champion(rule, evidence)
         if note is not None:
-            return check.settle(PASS if note == NO_CHAMPION else FAIL, note)
+            return check.settle(PASS if note in NOTHING_TO_COMPARE else FAIL, note)
         if kind not in AGAINST_CHAMPION:
-            value, limit = check.record["value"], rule.limits[kind]
-            check.record["limit"] = limit
+            value, limit = check.record["value"], check.record["limit"]
             return check.settle(PASS if (value >= limit if kind == FLOOR else value <= limit) else FAIL)
-        check.record["margin"] = rule.limits[kind]
-        note = _why_not_against_champion(rule, evidence)
-        if note is not None:
-            return check.settle(PASS if note == NO_CHAMPION else FAIL, note)
         check.difference = _compare(check.record, evidence.store.pair(rule.metric, part), config)
     except UserError as error:
         return check.settle(FAIL, f"can't be judged: {error}")
@@ -129,8 +133,8 @@ def _measure(record: dict, rule: Rule, part: Slice | None, evidence: Evidence) -
         found, record["n"] = scored.value, len(scored.ids)
     record["value"] = number(found)
     if part is None and rule.metric not in evidence.metrics:
-        if rule.metric in COST_RATIOS and evidence.champion is None:
-            return NO_CHAMPION
+        if rule.metric in COST_RATIOS and (evidence.champion is None or evidence.reigns):
+            return IS_CHAMPION if evidence.reigns else NO_CHAMPION
         if rule.metric.startswith(COSTS):
             return "was not measured on this machine; set cost_samples and run the evaluation again, or drop the rule"
         return f"was not measured{nearest(rule.metric, evidence.metrics)}"
@@ -143,10 +147,12 @@ def _measure(record: dict, rule: Rule, part: Slice | None, evidence: Evidence) -
 
 
 def _why_not_against_champion(rule: Rule, evidence: Evidence) -> str | None:
+    if evidence.reigns:
+        return IS_CHAMPION
     scored = None if evidence.store is None else evidence.store.champion
     if scored != evidence.champion:
-        return (f"was compared with {scored or 'no champion'}, not with {evidence.champion or 'none'}; evaluate anew, "
-                f"and hand the gate the evaluation's folder as --samples")
+        return (f"was compared with {scored or 'no champion'}, not with {evidence.champion or 'none'}; score both anew "
+                f"(`dvc repro -f -s evaluate_finetune`), then again, with the evaluation's folder as --samples")
     if evidence.champion is None:
         return NO_CHAMPION
     why = evidence.store.evaluation.get("unscored", {}).get(rule.metric.partition(".")[0])
