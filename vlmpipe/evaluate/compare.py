@@ -21,7 +21,7 @@ LOWER = re.compile(rf"(?:^|[._])(?:{'|'.join(LOWER_IS_BETTER)})(?:_blind)?(?=\.|
 UNSEEN = re.compile(rf"_(?:{'|'.join(NOT_SEEN)})(?=\.|$)")
 
 # Forms of numbers from 0 to 1.
-BOUNDED = {"f1", "bleu", "average_precision"}
+BOUNDED = {"f1", "bleu", "average_precision", "ranked_precision", "roc_area", "calibration"}
 
 
 def lower_is_better(metric: str) -> bool:
