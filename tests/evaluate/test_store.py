@@ -166,6 +166,24 @@ def test_what_is_better_higher(metric):
     assert not lower_is_better(metric)
 
 
+def test_a_metric_is_read_once_and_slices_are_taken_of_it(tmp_path, monkeypatch):
+    found, read = store(tmp_path, {"m": means([1, 0, 1, 1, 0, 0])}), []
+    monkeypatch.setattr(found, "_read", lambda *which, read_it=found._read: read.append(which) or read_it(*which))
+    kinds = {value: found.value("m", slice=("kind", value)) for value in ("color", "shape")}
+    assert kinds == {"color": 2 / 3, "shape": 1 / 3} and found.value("m") == 0.5
+    assert read == [("m", CHALLENGER)]
+
+
+@pytest.mark.parametrize("form, saturated", [
+    ("roc_area", (2.0, -2.0)), ("ranked_precision", (0.9, 1.0)), ("calibration", (0.0, 0.0, 1.0)),
+])
+def test_two_pictures_without_a_mistake_show_no_small_margin(tmp_path, form, saturated):
+    counts = {"m": Counts(form, dict.fromkeys("ac", saturated))}
+    found = compare(store(tmp_path, counts, counts).pair("m"), 0, 1000)
+    assert (found.estimate, found.clusters) == (0, 2)
+    assert found.p_at_most(-0.01) > 0.05
+
+
 def test_a_rate_leaves_room_for_what_was_not_drawn(tmp_path):
     pixels, f1 = Counts("ratio", dict.fromkeys(IDS, (30, 40))), Counts("f1", dict.fromkeys(IDS, (1, 1, 0)))
     all_counts = {"m": means([1] * 6), "gain": means([-1] * 6), "cumulative": pixels, "f1": f1}

@@ -184,6 +184,7 @@ class Store:
     def __init__(self, directory: Path, table: pa.Table, evaluation: Mapping[str, Any]):
         self.directory, self.evaluation = directory, evaluation
         self._table = table
+        self._scored: dict[tuple[str, str], Scored] = {}
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
@@ -205,6 +206,12 @@ class Store:
         Raises:
             UserError: there is none, or a count is NaN.
         """
+        if (metric, model) not in self._scored:
+            self._scored[metric, model] = self._read(metric, model)
+        found = self._scored[metric, model]
+        return found if slice is None else self._within(found, metric, slice)
+
+    def _read(self, metric: str, model: str) -> Scored:
         rows = self._table.filter((pc.field("model") == model) & (pc.field("metric") == metric))
         if not len(rows):
             known = self.metrics_of(model)
@@ -219,7 +226,7 @@ class Store:
         if not np.isfinite(found.counts_NM).all():
             raise UserError(f"{self.directory / SCORES}: found NaN or infinity in '{metric}' of the {model}; "
                             f"expected finite numbers; look at the model's output")
-        return found if slice is None else self._within(found, metric, slice)
+        return found
 
     def _within(self, found: Scored, metric: str, slice: tuple[str, str]) -> Scored:
         name, value = slice
