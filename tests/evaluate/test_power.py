@@ -96,6 +96,7 @@ def test_enough_samples_and_still_near_the_bound_asks_for_what_tells_the_estimat
 def test_reasons_say_what_was_found():
     assert "0.5 is below the floor 0.6" in decide(0, (0, 0), 0.02, FEW, 0.5, 0.6).reason
     assert "400 samples show a drop of 0.02 with probability 0.30, not 0.8" in decide(0, (-1, 1), 0.02, FEW).reason
+    assert "400 samples show a gain of 0.02 with probability 0.30, not 0.8" in decide(0, (-1, 1), -0.02, FEW).reason
     assert "-0.05 shown to be worse than a drop of 0.02" in decide(-0.05, (-0.06, -0.04), 0.02, FEW).reason
 
 

@@ -200,7 +200,8 @@ def _decide(
     if beyond:
         return Decision("FAIL", f"difference {estimate:+.6g} shown to be worse than {asked}")
     if not power.enough:
-        chance = f"{power.samples} samples show a drop of {power.effect:g} with probability {power.power:.2f}"
+        effect = f"a {'drop' if margin > 0 else 'gain'} of {power.effect:g}"
+        chance = f"{power.samples} samples show {effect} with probability {power.power:.2f}"
         return Decision("INCONCLUSIVE", f"{chance}, not {power.target:g}", power.samples_needed)
     # Enough for the planned effect, so the truth lies near the bound: what tells the estimate from it, if it is true.
     gap = abs(estimate + margin)

@@ -61,9 +61,10 @@ class Rule:
 class GateConfig:
     """Rules by name: one is overridden as `gates.finetune.rules.accuracy.min=0.9`, and null drops an inherited one.
 
-    alpha: of each comparison that lets a model pass, and of all alarms of the gate together. power: how surely a drop
-    of the margin should be found; where it is less, a check that shows neither is INCONCLUSIVE for want of samples.
-    replicates, seed: of the bootstrap. inconclusive: whether a gate with such checks stops the run.
+    alpha: of each comparison that lets a model pass, and of all alarms against the champion together; mere limits raise
+    theirs by the value. power: how surely a drop of the margin should be found; where it is less, a check that shows
+    neither is INCONCLUSIVE for want of samples. replicates, seed: of the bootstrap. inconclusive: whether a gate with
+    such checks stops the run.
     """
 
     rules: dict[str, Rule | None]
