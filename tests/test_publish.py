@@ -17,6 +17,14 @@ from vlmpipe.shards import sha256_directory
 
 DVC_YAML = """
 stages:
+  audit:
+    cmd: mkdir -p data/toy/audit && cp kept.json data/toy/audit/metrics.json
+    deps: [kept.json]
+    outs: [data/toy/audit]
+  gate_data:
+    cmd: python gate.py data data/toy/audit/metrics.json
+    deps: [data/toy/audit/metrics.json]
+    outs: [results/toy/gates/data/verdict.json: {cache: false}]
   pack:
     cmd: mkdir -p data/toy/packed && cp rows.txt data/toy/packed/
     deps: [rows.txt]
@@ -31,7 +39,7 @@ stages:
     deps: [data/toy/models/finetune]
     metrics: [results/toy/metrics/finetune.json: {cache: false}]
   gate_finetune:
-    cmd: python gate.py
+    cmd: python gate.py finetune results/toy/metrics/finetune.json
     deps: [results/toy/metrics/finetune.json]
     outs: [results/toy/gates/finetune/verdict.json: {cache: false}]
 """
@@ -47,18 +55,27 @@ Path("results/toy/metrics/finetune.json").write_text(json.dumps({"metrics": {"vq
 GATE = """
 import sys
 from pathlib import Path
+import yaml
+from vlmpipe.config import parse
 from vlmpipe.errors import GateFailed
-from vlmpipe.evaluate.gate import GateConfig, Rule, gate
+from vlmpipe.evaluate.gate import GateConfig, gate
+name, metrics = sys.argv[1:]
 results = Path("results/toy")
+rules = parse(GateConfig, yaml.safe_load(Path("params.yaml").read_text())["gates"][name], "params.yaml")
+champion = results / "champion.json" if name == "finetune" else None
 try:
-    gate("finetune", [results / "metrics/finetune.json"], results / "champion.json",
-         results / "gates/finetune/verdict.json", GateConfig({"floor": Rule("vqa.accuracy", min=0.5)}),
-         waivers=results / "waivers/finetune.yaml", lock=Path("dvc.lock"))
+    gate(name, [Path(metrics)], champion, results / f"gates/{name}/verdict.json", rules,
+         waivers=results / f"waivers/{name}.yaml", lock=Path("dvc.lock"))
 except GateFailed:
     sys.exit(1)
 """
 
-PARAMS = {"profile": "toy", "root": "data/toy", "results": "results/toy", "publish": {}}
+KEPT = {"metrics": {"selection.kept": 5}, "n": {"selection.kept": 9}}
+GATES = {
+    "data": {"rules": {"kept": {"metric": "selection.kept", "min": 1}}},
+    "finetune": {"rules": {"floor": {"metric": "vqa.accuracy", "min": 0.5}}},
+}
+PARAMS = {"profile": "toy", "root": "data/toy", "results": "results/toy", "publish": {}, "gates": GATES}
 
 
 class Workspace:
@@ -108,10 +125,9 @@ def toy(tmp_path, monkeypatch) -> Workspace:
     workspace.dvc("remote", "add", "--default", "local", "remote")
     files = {
         "dvc.yaml": DVC_YAML, "evaluate.py": EVALUATE, "gate.py": GATE, "rows.txt": "1", "weights.txt": "0",
-        ".gitignore": "/data/\n/remote/\n__pycache__/\n", "params.yaml": yaml.safe_dump(PARAMS),
+        "kept.json": json.dumps(KEPT), ".gitignore": "/data/\n/remote/\n__pycache__/\n",
+        "params.yaml": yaml.safe_dump(PARAMS),
     }
-    audited = {"passed": True, "metrics": {"selection.kept": 5}, "n": {"selection.kept": 9}, "rules": []}
-    files["results/toy/gates/data/verdict.json"] = json.dumps(seal(audited))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -240,14 +256,97 @@ def test_another_model_in_the_workspace_than_the_evaluated_one_is_not_promoted(t
     verdict.write_text(json.dumps(seal(judged | {"evaluation": evaluation})))
     toy.publish()
     assert toy.champion() == "v0.0.1"
+    # By which its own gate knows it, when that runs again on the same scores.
+    champion = json.loads((toy.root / "results/toy/champion.json").read_text())
+    assert champion["model"] == evaluation["models"]["challenger"]
+    again = judged | {"evaluation": evaluation, "champion": "v0.0.1", "reigns": True}
+    verdict.write_text(json.dumps(seal(again)))
+    assert any("the model is v0.0.1 as before" in line for line in toy.publish())
+    assert len(toy.registry().versions) == 1 and toy.champion() == "v0.0.1"
+
+
+def test_a_verdict_that_takes_a_new_model_for_the_champion_promotes_nothing(toy):
+    toy.train(0.8)
+    toy.publish()
+    toy.train(0.9)
+    verdict = toy.root / "results/toy/gates/finetune/verdict.json"
+    verdict.write_text(json.dumps(seal(json.loads(verdict.read_text()) | {"reigns": True})))
+    with pytest.raises(UserError, match=r"takes the model for champion v0\.0\.1 itself"):
+        toy.publish()
+    assert toy.champion() == "v0.0.1"
 
 
 def test_an_altered_verdict_further_up_promotes_nothing(toy):
     data = toy.root / "results/toy/gates/data/verdict.json"
-    data.write_text(data.read_text().replace("9}", "10}"))
     toy.train(0.9)
+    data.write_text(json.dumps(json.loads(data.read_text()) | {"n": {"selection.kept": 10}}))
     with pytest.raises(UserError, match=r"gates/data/verdict.json: found another digest.*rerun the gate"):
         toy.publish()
+
+
+def test_a_verdict_of_other_data_promotes_nothing_and_absent_metrics_of_data_hinder_nothing(toy):
+    data, metrics = toy.root / "results/toy/gates/data/verdict.json", toy.root / "data/toy/audit/metrics.json"
+    toy.train(0.9)
+    earlier = data.read_text()
+    (toy.root / "kept.json").write_text(json.dumps(KEPT | {"metrics": {"selection.kept": 3}}))
+    toy.train(0.95)
+    now = data.read_text()
+    data.write_text(earlier)
+    with pytest.raises(UserError, match=r"audit/metrics.json is not what .*--force gate_data gate_finetune`"):
+        toy.registry().promote()
+    metrics.unlink()  # as where packed data alone was fetched to train on
+    with pytest.raises(UserError, match=r"stage audit ran with other data than .* what results/toy/gates/data"):
+        toy.registry().promote()
+    data.write_text(json.dumps(seal(json.loads(now) | {"hashes": None})))
+    with pytest.raises(UserError, match=r"gates/data/verdict.json names no stage that led to it"):
+        toy.registry().promote()
+    data.write_text(now)
+    toy.publish(push=False)
+    assert toy.champion() == "v0.0.1"
+
+
+def test_a_verdict_of_another_gate_or_by_other_rules_promotes_nothing(toy):
+    results = toy.root / "results/toy/gates"
+    toy.train(0.9)
+    for name, said in (("data", r"gates/data/verdict.json was"), ("finetune", r"gates/finetune/verdict.json was")):
+        other = {"rules": GATES[name]["rules"] | {"more": {"metric": "m", "max": 1}}}
+        with pytest.raises(UserError, match=f"{said} judged by other rules than gates.{name} in params.yaml"):
+            Registry(toy.root, PARAMS | {"gates": GATES | {name: other}}).promote()
+    (results / "finetune/verdict.json").write_text((results / "data/verdict.json").read_text())
+    with pytest.raises(UserError, match=r"finetune/verdict.json is of gate 'data'; expected 'finetune'"):
+        toy.registry().promote()
+
+
+def test_the_champion_that_was_scored_has_to_be_the_one_that_was_promoted(toy):
+    model, verdict = toy.root / "data/toy/models/finetune", toy.root / "results/toy/gates/finetune/verdict.json"
+
+    def scored(**champion: str) -> str:
+        evaluation = {"champion": "v0.0.1", "models": {"challenger": sha256_directory(model), **champion}}
+        verdict.write_text(json.dumps(seal(json.loads(verdict.read_text()) | {"evaluation": evaluation})))
+        return evaluation["models"]["challenger"]
+
+    toy.train(0.8)
+    first = scored()
+    toy.publish()
+    toy.train(0.9)
+    for other in ({"champion": "0" * 64}, {}):
+        scored(**other)
+        with pytest.raises(UserError, match=rf"champion v0.0.1 was scored from .*; expected {first[:12]}.*delete its"):
+            toy.registry().promote()
+    scored(champion=first)
+    toy.publish()
+    assert toy.champion() == "v0.0.2"
+
+
+def test_files_of_another_model_are_not_taken_for_the_champions(toy):
+    left = toy.root / "data/state/champions/vlm-toy-v0.0.1"
+    left.mkdir(parents=True)
+    (left / "weights.txt").write_text("0.1")
+    toy.train(0.9)
+    toy.publish()
+    directory = champion_model(PARAMS)
+    assert directory.name == f"vlm-toy-v0.0.1-{toy.registry().champion().model[:8]}"
+    assert (directory / "weights.txt").read_text() == "0.9"
 
 
 @pytest.mark.parametrize("line, other, said", [
@@ -274,8 +373,6 @@ def test_where_a_key_is_configured_nothing_unsigned_is_promoted(toy, tmp_path_fa
     with pytest.raises(UserError, match=r"gates/data/verdict.json: found no signature"):
         toy.publish(public_key=key)
     monkeypatch.setenv(KEY_VARIABLE, str(path))
-    data = toy.root / "results/toy/gates/data/verdict.json"
-    data.write_text(json.dumps(seal(json.loads(data.read_text()))))
     toy.dvc("repro", "--force")
     monkeypatch.delenv(KEY_VARIABLE)  # who promotes needs the public one alone
     toy.publish(public_key=key)

@@ -25,7 +25,7 @@ from vlmpipe.config import nearest, parse
 from vlmpipe.errors import UserError, disk_full
 from vlmpipe.evaluate import waivers
 from vlmpipe.process import run_lock
-from vlmpipe.promotion import VERDICT, Promotion
+from vlmpipe.promotion import CHAMPIONS, VERDICT, Promotion
 from vlmpipe.shards import write_json
 
 CHAMPION = "champion"
@@ -159,6 +159,7 @@ class Registry:
         self.model_path, self.data_path = f"{data}/models/{MODEL_STAGE}", f"{data}/packed"
         self.verdict_path = f"{self.results}/gates/{MODEL_STAGE}/verdict.json"
         self.champion_path = f"{self.results}/champion.json"
+        self.gates = params.get("gates") or {}
         self.record = ["dvc.lock", "params.yaml", self.results]
         if not self._git("rev-parse", "--git-dir", check=False):
             raise UserError(f"{self.root} is not a git repository; expected one: versions are its tags; `git init`")
@@ -221,9 +222,10 @@ class Registry:
         if known and self._was_champion(known):
             said = f"registry: the model is {known.name} as before; the champion is {champion.name}"
             return [said, *self._write_champion(champion)]
-        reigning, key = champion.name if champion else None, self.config.public_key
-        wanted = Promotion(self.root, self.results, lock, self.model_path, model, MODEL_STAGE, reigning, key)
-        wanted.refuse_unless_covered()
+        Promotion(
+            self.root, self.results, lock, self.model_path, model, MODEL_STAGE, self.gates,
+            champion.name if champion else None, _judged_model(champion), self.config.public_key,
+        ).refuse_unless_covered()
         version = known or self._register()
         return [self._crown(version), *self._write_champion(version)]
 
@@ -268,7 +270,7 @@ class Registry:
     def materialise(self, version: Version) -> Path:
         from dvc.api import DVCFileSystem
 
-        target = self.root / "data/state/champions" / f"{self.name}-{version.name}"
+        target = self.root / CHAMPIONS / f"{self.name}-{version.name}-{(version.model or '')[:8]}"
         if target.exists():
             return target
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
@@ -325,6 +327,10 @@ class Registry:
     def _write_champion(self, version: Version) -> list[str]:
         metrics = (version.verdict or {}).get("metrics", {})
         champion = {"version": version.name, "rev": version.rev, "metrics": metrics}
+        # By which a gate that judges this very model again, on scores from before it reigned, knows it.
+        scored = ((version.verdict or {}).get("evaluation") or {}).get("models") or {}
+        if "challenger" in scored:
+            champion["model"] = scored["challenger"]
         if version.waivers:
             champion["waivers"] = list(version.waivers)
         # What the next audit compares its data with.
@@ -407,6 +413,12 @@ def _reasons(error: BaseException | None) -> str:
         said.append(" ".join(str(error).split()) or type(error).__name__)
         error = error.__cause__
     return ": ".join(dict.fromkeys(said))
+
+
+def _judged_model(version: Version | None) -> str | None:
+    """sha256 of the directory that the version's verdict is about; None where it doesn't say."""
+    evaluation = ((version and version.verdict) or {}).get("evaluation") or {}
+    return evaluation.get("models", {}).get("challenger")
 
 
 def _in_words(verdict: Mapping[str, Any] | None) -> str:
