@@ -328,9 +328,8 @@ class Registry:
         metrics = (version.verdict or {}).get("metrics", {})
         champion = {"version": version.name, "rev": version.rev, "metrics": metrics}
         # By which a gate that judges this very model again, on scores from before it reigned, knows it.
-        scored = ((version.verdict or {}).get("evaluation") or {}).get("models") or {}
-        if "challenger" in scored:
-            champion["model"] = scored["challenger"]
+        if model := _judged_model(version):
+            champion["model"] = model
         if version.waivers:
             champion["waivers"] = list(version.waivers)
         # What the next audit compares its data with.
