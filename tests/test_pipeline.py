@@ -230,7 +230,7 @@ def test_versions_are_listed_rolled_back_and_asked(tiny, grown, tmp_path):
 
 # --- a gate that says no -----------------------------------------------------------------------------------
 
-LIMIT_CELL = '<td class="n">1.01</td>'
+LIMIT_CELL = "<td>≥ 1.01</td>"
 
 
 def test_a_failed_gate_stops_both_entries_and_the_champion_stands(tiny, tmp_path):
