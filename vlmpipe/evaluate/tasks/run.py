@@ -126,21 +126,28 @@ def evaluate(
     })
     names = (f"{shown.task}-{sample.id}" for sample in shown.samples)
     write_attention(out / "attention", dict(zip(names, looks.rows)))
-    shows = {
-        key: {name for sample in asked[key] for name in own_names(sample)}
-        for key in config.tasks if not TASKS[key].packed
-    }
-    found = [results[0].merged(), contamination(shows, Path(questions), files)]
-    found += [
-        group_gaps(key, asked[key], scores, results[0].clusters(key), config.fairness)
-        for key, scores in results[0].scores.items()
-    ]
+    found = [results[0].merged(), *beside(results[0], asked, Path(questions), files, config)]
     if config.cost_samples:
         probe = replace(shown, name="costs", samples=tuple(spread(asked[key], config.cost_samples)), attend=False)
         found.append(measured(probe, models, config, cluster, state))
     write_json(metrics, {kind: {key: one[kind][key] for one in found for key in one[kind]} for kind in found[0]})
     if state is not None:
         shutil.rmtree(Path(state) / "chunks", ignore_errors=True)
+
+
+def beside(
+    challenger: "Result", asked: Mapping[str, list[Sample]], questions: Path, files: TaskConfig, config: EvaluateConfig
+) -> list[dict[str, dict[str, Any]]]:
+    """What the tasks' own metrics don't say: test pictures that training showed, and gaps between groups."""
+    shows = {
+        key: {name for sample in samples for name in own_names(sample)}
+        for key, samples in asked.items() if not TASKS[key].packed
+    }
+    gaps = [
+        group_gaps(key, asked[key], scores, challenger.clusters(key), config.fairness)
+        for key, scores in challenger.scores.items()
+    ]
+    return [contamination(shows, questions, files), *gaps]
 
 
 def measured(

@@ -38,7 +38,8 @@ def blank(model: VisionLanguageModel, seen):
 def score_prior(samples: list[Sample], rows: list[dict]) -> Scores:
     """The base task's accuracies, the same with the blank picture (`accuracy_blank`), and what looking adds to that."""
     clean, prior = score_under(samples, rows), score_under(samples, rows, "blank")
-    gain = {key: hit - hits(prior)[key] for key, hit in hits(clean).items()}
+    blind = hits(prior)
+    gain = {key: hit - blind[key] for key, hit in hits(clean).items()}
     counts = {
         **renamed(clean.counts, "accuracy", "accuracy"), **renamed(prior.counts, "accuracy", "accuracy_blank"),
         **renamed(clean.counts, "accuracy_wrong_image", "accuracy_wrong_image"),
